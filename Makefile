@@ -1,0 +1,37 @@
+# make demo    set everything up in .venv and run the main job
+# make test    set everything up and run the tests and doctests
+# make check   lint, types, slow tests
+# Another package index: PIP_INDEX_URL=... make demo (pip reads its own environment variables).
+
+PYTHON ?= python3
+VENV   := .venv
+RUN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+# Python files are used from src/ as they are: only these ask for an installation.
+INSTALLED_FROM := pyproject.toml CMakeLists.txt constraints.txt $(wildcard native/*)
+
+.PHONY: demo test check bench clean
+demo: $(READY)
+	$(RUN)/normwright demo
+
+test: $(READY)
+	$(RUN)/python -m pytest
+
+check: $(READY)
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+	$(RUN)/python -m pytest -m slow
+
+bench: $(READY)
+	$(RUN)/normwright bench
+
+$(READY): $(INSTALLED_FROM)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "normwright needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	@test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt cmake nanobind ninja scikit-build-core
+	$(RUN)/python -m pip install --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf build $(VENV)

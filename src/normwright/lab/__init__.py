@@ -1,0 +1,1 @@
+"""The paper's experiments on real data, written against the public names of the doors alone."""

@@ -1,0 +1,90 @@
+"""The record: one measured result. Every table, picture and page is made from records, and from nothing else."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+SCHEMA = 1
+
+Scalar = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measured result.
+
+    Attributes:
+        what: the quantity, such as ``"test accuracy"`` or ``"forward+backward"``.
+        value: what was measured; None where the measurement was tried and has no value (``where`` says why).
+        unit: ``"fraction"``, ``"steps"``, ``"seconds"``, ``"bytes"``, ``"ratio"``.
+        where: the conditions it was measured under, by name: network, seed, shape, contender.
+    """
+
+    what: str
+    value: float | None
+    unit: str
+    where: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+def stamp() -> dict[str, Scalar]:
+    """Machine and versions, without which a number means little.
+
+    Caches are the sizes of one instance; ``cores`` counts those this process may run on.
+    """
+    facts: dict[str, Scalar] = {
+        "processor": _processor(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+    }
+    facts.update({f"{level} cache bytes": size for level, size in _caches().items()})
+    for package in ("normwright", "numpy", "torch", "scikit-learn"):
+        try:
+            facts[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            facts[package] = None
+    return facts
+
+
+def write(path: Path, records: Iterable[Record], **about: object) -> None:
+    """Write records, the stamp of this machine and whatever else the document is `about` as one JSON file."""
+    document = {"schema": SCHEMA, "stamp": stamp(), **about, "records": [asdict(r) for r in records]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read(path: Path) -> tuple[list[Record], dict[str, object]]:
+    """The records of a file written by `write`, and everything else that stands in it."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if document.get("schema") != SCHEMA:
+        raise ValueError(f"{path}: expected records of schema {SCHEMA}, got {document.get('schema')!r}.")
+    return [Record(**r) for r in document.pop("records")], document
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _caches() -> dict[str, int]:
+    """Sizes of the data caches by level, as getconf knows them; empty where it does not."""
+    sizes = {}
+    for level, name in (("L1", "LEVEL1_DCACHE_SIZE"), ("L2", "LEVEL2_CACHE_SIZE"), ("L3", "LEVEL3_CACHE_SIZE")):
+        try:
+            answer = subprocess.run(["getconf", name], capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            continue
+        if answer.isdigit() and int(answer) > 0:
+            sizes[level] = int(answer)
+    return sizes
