@@ -1,15 +1,16 @@
 """The checks every door makes on what a user hands in, and the words they say it in.
 
-A message reads ``<call>: expected <argument> <what>, got <what>[; <compared with>].[ <remedy>]``. The checks work on
-shapes and plain numbers, so that one check serves NumPy arrays and tensors alike.
+A message reads ``<call>: expected <argument> <what>, got <what>[; <compared with>].[ <remedy>]``. The checks
+work on shapes and plain numbers, so that one check serves NumPy arrays and tensors alike.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 
-class ShapeError(ValueError, RuntimeError):
-    """A shape or value is wrong. Both a ValueError and a RuntimeError, because torch raises now one, now the other."""
+class ShapeError(ValueError, RuntimeError, IndexError):
+    """A shape or value is wrong. Also a RuntimeError and an IndexError: torch raises now one, now another."""
 
 
 class DtypeError(TypeError, NotImplementedError):
@@ -35,7 +36,23 @@ def check_rank(call: str, shape: Sequence[int], allowed: Sequence[int], remedy: 
     """Raise ShapeError unless ``len(shape)`` is one of `allowed`."""
     if len(shape) not in allowed:
         ranks = " or ".join(f"{n}-D" for n in allowed)
-        raise ShapeError(message(call, f"x to be {ranks}", f"{len(shape)}-D x of shape {tuple(shape)}", remedy=remedy))
+        raise ShapeError(
+            message(call, f"x to be {ranks}", f"{len(shape)}-D x of shape {tuple(shape)}", remedy=remedy)
+        )
+
+
+def check_axis(call: str, shape: Sequence[int], axis: int) -> int:
+    """The channel axis counted from 0. Raise ShapeError unless x has it, and at least one axis beside it."""
+    if not isinstance(axis, SupportsIndex):
+        raise DtypeError(message(call, "axis to be an integer", repr(axis)))
+    axis = index(axis)
+    if len(shape) < 2:
+        expected = "x to have a batch axis and a channel axis"
+        raise ShapeError(message(call, expected, f"{len(shape)}-D x of shape {tuple(shape)}"))
+    if not -len(shape) <= axis < len(shape):
+        expected = f"axis from {-len(shape)} to {len(shape) - 1}"
+        raise ShapeError(message(call, expected, str(axis), f"x is {tuple(shape)}"))
+    return axis % len(shape)
 
 
 def check_per_channel(call: str, argument: str, got: Sequence[int], shape: Sequence[int], axis: int) -> None:
@@ -65,7 +82,9 @@ def check_eps(call: str, eps: float) -> None:
 def check_both_or_neither(call: str, running_mean: Any, running_var: Any) -> None:
     """Raise ShapeError when one running statistic is given and the other is None."""
     if (running_mean is None) != (running_var is None):
-        given, missing = ("running_mean", "running_var") if running_var is None else ("running_var", "running_mean")
+        given, missing = (
+            ("running_mean", "running_var") if running_var is None else ("running_var", "running_mean")
+        )
         raise ShapeError(
             message(call, "running_mean and running_var, or neither", f"{given} without {missing}")
         )

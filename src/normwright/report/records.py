@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -78,13 +77,13 @@ def _processor() -> str:
 
 
 def _caches() -> dict[str, int]:
-    """Sizes of the data caches by level, as getconf knows them; empty where it does not."""
+    """Bytes of one core's data caches by level, as Linux tells them; empty elsewhere."""
     sizes = {}
-    for level, name in (("L1", "LEVEL1_DCACHE_SIZE"), ("L2", "LEVEL2_CACHE_SIZE"), ("L3", "LEVEL3_CACHE_SIZE")):
+    for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         try:
-            answer = subprocess.run(["getconf", name], capture_output=True, text=True, check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
+            kind, level, size = ((cache / fact).read_text().strip() for fact in ("type", "level", "size"))
+        except OSError:
             continue
-        if answer.isdigit() and int(answer) > 0:
-            sizes[level] = int(answer)
+        if kind != "Instruction" and size.endswith("K"):
+            sizes[f"L{level}"] = int(size[:-1]) * 1024
     return sizes

@@ -1,0 +1,126 @@
+// grad_sums: dbeta = sum dz and dgamma = sum dz * x_hat, per channel, with x_hat = (x - center) * rstd + offset.
+// Products are added eight deep in T, then in double.
+
+template <class T>
+struct TwoSums {
+  Wide<T> dz = Wide<T>::zero(), dz_x_hat = Wide<T>::zero();
+};
+
+template <class T>
+INLINE void add_run(const T* x, const T* dy, int64_t length, T center, T rstd, T offset, TwoSums<T>& sums) {
+  using P = Pack<T>;
+  const P c = P::of(center), r = P::of(rstd), s = P::of(offset);
+  const auto product = [&](P xs, P dz) { return dz * ((xs - c) * r + s); };
+  int64_t i = 0;
+  for (; i + 8 * P::size <= length; i += 8 * P::size) {
+    P t[8], u[8];
+    for (int k = 0; k < 8; ++k) {
+      t[k] = P::load(dy + i + k * P::size);
+      u[k] = product(P::load(x + i + k * P::size), t[k]);
+    }
+    accumulate(sums.dz, widen(tree(t)));
+    accumulate(sums.dz_x_hat, widen(tree(u)));
+  }
+  const auto add = [&](P xs, P dz) {
+    accumulate(sums.dz, widen(dz));
+    accumulate(sums.dz_x_hat, widen(product(xs, dz)));
+  };
+  for (; i + P::size <= length; i += P::size) add(P::load(x + i), P::load(dy + i));
+  if (i < length) add(load_uncounted(x, length, center), load_uncounted(dy, length, T(0)));
+}
+
+template <class T>
+INLINE void grad_sums_middle(const T* x, Layout from, const T* dy, Layout dense, Tile tile, XHatNumbers<T> n, Sums out) {
+  constexpr int64_t block = kBlockBytes / sizeof(T);
+  const int64_t length = tile.i1 - tile.i0;
+  for (int64_t c = tile.c0; c < tile.c1; ++c) {
+    double dz = 0, dz_tail = 0, dz_x_hat = 0, dz_x_hat_tail = 0;
+    TwoSums<T> sums;
+    int64_t pending = 0;
+    const auto flush = [&] {
+      two_sum(dz, dz_tail, sum_of_lanes(sums.dz));
+      two_sum(dz_x_hat, dz_x_hat_tail, sum_of_lanes(sums.dz_x_hat));
+      sums = TwoSums<T>{};
+      pending = 0;
+    };
+    for (int64_t o = tile.o0; o < tile.o1; ++o)
+      for (int64_t i = tile.i0; i < tile.i1; i += block) {
+        const int64_t some = tile.i1 - i < block ? tile.i1 - i : block;
+        add_run(x + o * from.stride + c * from.inner + i, dy + o * dense.stride + c * dense.inner + i, some, n.center[c],
+                n.rstd[c], n.offset[c], sums);
+        pending += some;
+        if (pending >= block) flush();
+      }
+    if (pending > 0 || length == 0) flush();
+    out.first[c] = dz;
+    out.first_tail[c] = dz_tail;
+    out.second[c] = dz_x_hat;
+    out.second_tail[c] = dz_x_hat_tail;
+  }
+}
+
+template <class T>
+struct StripGradSums {
+  double dz[kLanes], dz_tail[kLanes], dz_x_hat[kLanes], dz_x_hat_tail[kLanes];
+  double block_dz[kLanes], block_dz_x_hat[kLanes];
+};
+
+template <class T>
+INLINE void grad_sums_rows(const T* x, int64_t x_stride, const T* dy, int64_t dy_stride, int64_t some, Strip<T> strip,
+                           XHatNumbers<T> n, StripGradSums<T>& g) {
+  using P = Pack<T>;
+  for (int64_t p = 0; p < strip.packs(); ++p) {
+    const P center = strip.load(n.center, p), rstd = strip.load(n.rstd, p), offset = strip.load(n.offset, p);
+    Wide<T> dz_sum = Wide<T>::load(g.block_dz + p * P::size);
+    Wide<T> dz_x_hat_sum = Wide<T>::load(g.block_dz_x_hat + p * P::size);
+    if (some == 8 && !strip.narrow()) {
+      const int64_t c = strip.column(p);
+      P t[8], u[8];
+      for (int k = 0; k < 8; ++k) {
+        t[k] = P::load(dy + k * dy_stride + c);
+        u[k] = t[k] * ((P::load(x + k * x_stride + c) - center) * rstd + offset);
+      }
+      accumulate(dz_sum, widen(tree(t)));
+      accumulate(dz_x_hat_sum, widen(tree(u)));
+    } else {
+      for (int64_t k = 0; k < some; ++k) {
+        const P dz = strip.load(dy + k * dy_stride, p);
+        accumulate(dz_sum, widen(dz));
+        accumulate(dz_x_hat_sum, widen(dz * ((strip.load(x + k * x_stride, p) - center) * rstd + offset)));
+      }
+    }
+    dz_sum.store(g.block_dz + p * P::size);
+    dz_x_hat_sum.store(g.block_dz_x_hat + p * P::size);
+  }
+}
+
+template <class T>
+INLINE void grad_sums_last(const T* x, Layout from, const T* dy, Layout dense, Tile tile, XHatNumbers<T> n, Sums out) {
+  constexpr int64_t block = 512;  // rows between flushes: a chain of 64 additions in double
+  const Strip<T> strip{tile.c1 - tile.c0};
+  const int64_t lanes = strip.packs() * Pack<T>::size;
+  const XHatNumbers<T> here{n.center + tile.c0, n.rstd + tile.c0, n.offset + tile.c0};
+  StripGradSums<T> g;
+  for (int64_t k = 0; k < lanes; ++k) g.dz[k] = g.dz_tail[k] = g.dz_x_hat[k] = g.dz_x_hat_tail[k] = 0;
+  for (int64_t first = tile.o0; first < tile.o1; first += block) {
+    const int64_t last = first + block < tile.o1 ? first + block : tile.o1;
+    for (int64_t k = 0; k < lanes; ++k) g.block_dz[k] = g.block_dz_x_hat[k] = 0;
+    for (int64_t o = first; o < last; o += 8)
+      grad_sums_rows(x + o * from.stride + tile.c0, from.stride, dy + o * dense.stride + tile.c0, dense.stride,
+                     last - o < 8 ? last - o : 8, strip, here, g);
+    for (int64_t k = 0; k < lanes; ++k) {
+      two_sum(g.dz[k], g.dz_tail[k], g.block_dz[k]);
+      two_sum(g.dz_x_hat[k], g.dz_x_hat_tail[k], g.block_dz_x_hat[k]);
+    }
+  }
+  strip.put(g.dz, out.first + tile.c0);
+  strip.put(g.dz_tail, out.first_tail + tile.c0);
+  strip.put(g.dz_x_hat, out.second + tile.c0);
+  strip.put(g.dz_x_hat_tail, out.second_tail + tile.c0);
+}
+
+template <class T>
+void grad_sums(const T* x, Layout from, const T* dy, Layout dense, Tile tile, XHatNumbers<T> n, Sums out) {
+  if (from.inner == 1) grad_sums_last(x, from, dy, dense, tile, n, out);
+  else grad_sums_middle(x, from, dy, dense, tile, n, out);
+}

@@ -1,0 +1,104 @@
+"""Plain stochastic gradient descent, and what a learning curve says."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from normwright.lab.data import Split, Splits
+
+CHUNK = 100  # images in one forward pass of an evaluation; changes no result, keeps the activations in cache
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a run is: `steps` of `batch_size` images, the validation accuracy taken after each `every`."""
+
+    steps: int
+    batch_size: int
+    every: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: the network, its validation curve, the seconds its steps took (evaluation aside)."""
+
+    network: nn.Sequential
+    steps: tuple[int, ...]
+    accuracy: tuple[float, ...]
+    seconds: float
+
+
+def batches(count: int, budget: Budget, seed: int) -> Iterator[torch.Tensor]:
+    """The indices of each batch: permutation after permutation of `count` images, in full batches only."""
+    if count < budget.batch_size:
+        raise ValueError(f"batches: expected at least {budget.batch_size} images, got {count}.")
+    rng = np.random.default_rng(seed)
+    left = budget.steps
+    while left:
+        order = torch.from_numpy(rng.permutation(count))
+        for start in range(0, count - budget.batch_size + 1, budget.batch_size)[:left]:
+            left -= 1
+            yield order[start : start + budget.batch_size]
+
+
+def accuracy(network: nn.Module, split: Split) -> float:
+    """Share of the images of `split` that the network names rightly, predicting as a user would."""
+    return float((predictions(network, split.images) == split.labels).double().mean())
+
+
+def chunks(images: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
+    """The images, `size` at a time."""
+    return (images[start : start + size] for start in range(0, len(images), size))
+
+
+def predictions(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """The most probable class of each image, ``(N,)``; the network is left in the mode it was in."""
+    was_training = network.training
+    network.eval()
+    with torch.inference_mode():
+        classes = torch.cat([network(chunk).argmax(1) for chunk in chunks(images, CHUNK)])
+    network.train(was_training)
+    return classes
+
+
+def train(
+    network: nn.Sequential,
+    data: Splits,
+    *,
+    rate: float,
+    seed: int,
+    budget: Budget,
+    on_step: Callable[[], None] = lambda: None,
+) -> Run:
+    """Train with plain SGD: constant `rate`, no momentum, no weight decay; one number is to be chosen.
+
+    `seed` fixes the order of the images, and does so alike for every network.
+    """
+    optimizer = torch.optim.SGD(network.parameters(), lr=rate)
+    network.train()
+    steps, curve, seconds = [], [], 0.0
+    for step, batch in enumerate(batches(len(data.train), budget, seed), start=1):
+        began = time.perf_counter()
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(network(data.train.images[batch]), data.train.labels[batch])
+        torch.autograd.backward(loss)
+        optimizer.step()
+        seconds += time.perf_counter() - began
+        if step % budget.every == 0:
+            steps.append(step)
+            curve.append(accuracy(network, data.validation))
+        on_step()
+    return Run(network, tuple(steps), tuple(curve), seconds)
+
+
+def steps_to(target: float, steps: Sequence[int], curve: Sequence[float]) -> int | None:
+    """The first of `steps` at which `curve` is at least `target`; None where it never is.
+
+    >>> steps_to(0.9, [10, 20, 30], [0.5, 0.9, 0.8])
+    20
+    """
+    return next((step for step, height in zip(steps, curve, strict=True) if height >= target), None)

@@ -1,0 +1,85 @@
+"""What a user hands to the NumPy door, checked and brought into the form in which the kernels take it."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from normwright.core.checks import (
+    DtypeError,
+    ShapeError,
+    check_both_or_neither,
+    check_eps,
+    check_per_channel,
+    message,
+)
+
+Array = NDArray[Any]
+Float64 = NDArray[np.float64]
+
+
+class Settings(NamedTuple):
+    """bn_param, checked. Running statistics that were not given are None."""
+
+    eps: float
+    momentum: float
+    running_mean: Float64 | None
+    running_var: Float64 | None
+
+
+def array(call: str, name: str, x: Any) -> Array:
+    """x as a plain float32 or float64 array. A masked array is refused: its mask would be lost unseen."""
+    if isinstance(x, np.ma.MaskedArray):
+        remedy = "Fill in or leave out the masked values first."
+        raise DtypeError(message(call, f"{name} to be a plain array", "a masked array", remedy=remedy))
+    if not isinstance(x, np.ndarray):
+        remedy = f"Use np.asarray({name}, dtype=np.float32)."
+        raise DtypeError(message(call, f"{name} to be a NumPy array", type(x).__name__, remedy=remedy))
+    if x.dtype not in (np.float32, np.float64):
+        remedy = f"Use {name}.astype(np.float32)."
+        if x.dtype.kind == "c":
+            remedy = f"Normalize {name}.real and {name}.imag, each for itself."
+        raise DtypeError(message(call, f"{name} of dtype float32 or float64", str(x.dtype), remedy=remedy))
+    return np.asarray(x)
+
+
+def vector(call: str, name: str, values: Any, shape: tuple[int, ...], axis: int) -> Float64 | None:
+    """One real number per channel, as a float64 array of the door's own; None stays None."""
+    if values is None:
+        return None
+    given = np.asarray(values)
+    if given.dtype.kind not in "fiu":
+        raise DtypeError(message(call, f"{name} of real numbers", f"dtype {given.dtype}"))
+    check_per_channel(call, name, given.shape, shape, axis)
+    return given.astype(np.float64)
+
+
+def settings(call: str, bn_param: Any, shape: tuple[int, ...], axis: int) -> Settings:
+    """The four keys of bn_param; other keys are the user's own."""
+    if not isinstance(bn_param, Mapping):
+        raise DtypeError(message(call, "bn_param to be a dictionary", type(bn_param).__name__))
+    eps, momentum = bn_param.get("eps", 1e-5), bn_param.get("momentum", 0.9)
+    check_eps(call, eps)
+    check_momentum(call, momentum)
+    mean, var = bn_param.get("running_mean"), bn_param.get("running_var")
+    check_both_or_neither(call, mean, var)
+    mean = vector(call, "running_mean", mean, shape, axis)
+    var = vector(call, "running_var", var, shape, axis)
+    if var is not None and (var < 0).any():
+        raise ShapeError(message(call, "running_var >= 0", str(var.min())))
+    return Settings(eps, momentum, mean, var)
+
+
+def check_momentum(call: str, momentum: float) -> None:
+    """Raise ShapeError unless `momentum` can weigh an old value."""
+    if not 0 <= momentum <= 1:
+        remedy = "It weighs the OLD value; 0.9 is usual."
+        raise ShapeError(message(call, "momentum from 0 to 1", repr(momentum), remedy=remedy))
+
+
+def check_channels(call: str, name: str, channels: int, shape: tuple[int, ...], axis: int) -> None:
+    """Raise ShapeError unless `shape` has the channels that an object was made for."""
+    if shape[axis] != channels:
+        expected = f"{name} with {channels} channels on axis {axis}"
+        raise ShapeError(message(call, expected, str(shape[axis]), f"{name} is {shape}"))
