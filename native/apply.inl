@@ -27,30 +27,20 @@ INLINE void apply_middle(const T* x, Layout from, T* y, Layout to, Tile tile, Ap
                            tile.i1 - tile.i0, n.center[c], n.scale[c], n.shift[c]);
 }
 
-// `Rows` rows at a time, so that the channel's numbers are read once for all of them.
-template <class T, bool Stream, int Rows>
-INLINE void apply_rows(const T* x, int64_t x_stride, T* y, int64_t y_stride, Strip<T> strip, ApplyNumbers<T> n) {
-  using P = Pack<T>;
-  for (int64_t p = 0; p < strip.packs(); ++p) {
-    const int64_t c = strip.column(p);
-    const P center = strip.load(n.center, p), scale = strip.load(n.scale, p), shift = strip.load(n.shift, p);
-    for (int r = 0; r < Rows; ++r) {
-      const P value = (strip.load(x + r * x_stride, p) - center) * scale + shift;
-      if (strip.narrow()) value.store_first(y + r * y_stride, strip.width);
-      else value.template put<Stream>(y + r * y_stride + c);
-    }
-  }
-}
-
 template <class T, bool Stream>
 INLINE void apply_last(const T* x, Layout from, T* y, Layout to, Tile tile, ApplyNumbers<T> n) {
+  using P = Pack<T>;
   const Strip<T> strip{tile.c1 - tile.c0};
   const ApplyNumbers<T> here{n.center + tile.c0, n.scale + tile.c0, n.shift + tile.c0};
-  int64_t o = tile.o0;
-  for (; o + 4 <= tile.o1; o += 4)
-    apply_rows<T, Stream, 4>(x + o * from.stride + tile.c0, from.stride, y + o * to.stride + tile.c0, to.stride, strip, here);
-  for (; o < tile.o1; ++o)
-    apply_rows<T, Stream, 1>(x + o * from.stride + tile.c0, from.stride, y + o * to.stride + tile.c0, to.stride, strip, here);
+  for (int64_t o = tile.o0; o < tile.o1; ++o) {
+    const T* row = x + o * from.stride + tile.c0;
+    T* out = y + o * to.stride + tile.c0;
+    for (int64_t p = 0; p < strip.packs(); ++p) {
+      const P value = (strip.load(row, p) - strip.load(here.center, p)) * strip.load(here.scale, p) + strip.load(here.shift, p);
+      if (strip.narrow()) value.store_first(out, strip.width);
+      else value.template put<Stream>(out + strip.column(p));
+    }
+  }
 }
 
 // Rows can be streamed where every pack of every row begins at a multiple of 64 bytes.

@@ -38,37 +38,25 @@ INLINE void grad_apply_middle(const T* x, Layout from, const T* dy, T* dx, Layou
     }
 }
 
-template <class T, bool Stream, int Rows>
-INLINE void grad_apply_rows(const T* x, int64_t x_stride, const T* dy, T* dx, int64_t stride, Strip<T> strip,
-                            XHatNumbers<T> n, GradNumbers<T> g) {
-  using P = Pack<T>;
-  for (int64_t p = 0; p < strip.packs(); ++p) {
-    const P center = strip.load(n.center, p), rstd = strip.load(n.rstd, p), offset = strip.load(n.offset, p),
-            scale = strip.load(g.scale, p), mean_dz = strip.load(g.mean_dz, p),
-            mean_dz_x_hat = strip.load(g.mean_dz_x_hat, p);
-    for (int r = 0; r < Rows; ++r) {
-      const P value = grad_value(strip.load(x + r * x_stride, p), strip.load(dy + r * stride, p), center, rstd, offset,
-                                 scale, mean_dz, mean_dz_x_hat);
-      if (strip.narrow()) value.store_first(dx + r * stride, strip.width);
-      else value.template put<Stream>(dx + r * stride + strip.column(p));
-    }
-  }
-}
-
 template <class T, bool Stream>
 INLINE void grad_apply_last(const T* x, Layout from, const T* dy, T* dx, Layout dense, Tile tile, XHatNumbers<T> n,
                             GradNumbers<T> g) {
+  using P = Pack<T>;
   const Strip<T> strip{tile.c1 - tile.c0};
   const int64_t c = tile.c0;
   const XHatNumbers<T> nc{n.center + c, n.rstd + c, n.offset + c};
   const GradNumbers<T> gc{g.scale + c, g.mean_dz + c, g.mean_dz_x_hat + c};
-  int64_t o = tile.o0;
-  for (; o + 4 <= tile.o1; o += 4)
-    grad_apply_rows<T, Stream, 4>(x + o * from.stride + c, from.stride, dy + o * dense.stride + c, dx + o * dense.stride + c,
-                                  dense.stride, strip, nc, gc);
-  for (; o < tile.o1; ++o)
-    grad_apply_rows<T, Stream, 1>(x + o * from.stride + c, from.stride, dy + o * dense.stride + c, dx + o * dense.stride + c,
-                                  dense.stride, strip, nc, gc);
+  for (int64_t o = tile.o0; o < tile.o1; ++o) {
+    const T *row = x + o * from.stride + c, *dy_row = dy + o * dense.stride + c;
+    T* out = dx + o * dense.stride + c;
+    for (int64_t p = 0; p < strip.packs(); ++p) {
+      const P value = grad_value(strip.load(row, p), strip.load(dy_row, p), strip.load(nc.center, p), strip.load(nc.rstd, p),
+                                 strip.load(nc.offset, p), strip.load(gc.scale, p), strip.load(gc.mean_dz, p),
+                                 strip.load(gc.mean_dz_x_hat, p));
+      if (strip.narrow()) value.store_first(out, strip.width);
+      else value.template put<Stream>(out + strip.column(p));
+    }
+  }
 }
 
 template <class T>

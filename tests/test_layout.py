@@ -46,7 +46,7 @@ def test_a_layout_shows_each_channel_its_own_values(view):
     if at is None:
         return  # a copy will be made; when that must not be is the next tests' matter
     assert at.channels == x.shape[axis]
-    assert at.count * at.channels == x.size
+    assert at.values * at.channels == x.size
     if x.size:
         assert values_by_channel(seen_through(at, x), 1) == values_by_channel(x, axis)
 
@@ -134,9 +134,9 @@ def test_every_case_is_seen_rightly_or_not_at_all(case):
     if x.size:
         copy = layout(np.array(x, order="C"), case.axis)  # what a kernel falls back to
         assert copy is not None
-        assert copy.count == case.count
+        assert copy.values == case.count
 
 
-def test_an_array_and_its_copy_of_another_order_have_the_same_count():
+def test_an_array_and_its_copy_of_another_order_hold_as_many_values():
     x = np.empty((4, 5, 6, 7))
-    assert layout(np.asfortranarray(x), 1).count == layout(x, 1).count == 168
+    assert layout(np.asfortranarray(x), 1).values == layout(x, 1).values == 168

@@ -1,1 +1,1 @@
-"""What batch normalization is, before any framework: layouts, moments, running statistics, and the words of errors."""
+"""What batch normalization is, before any framework: layouts, moments, running statistics, errors' words."""

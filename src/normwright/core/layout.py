@@ -15,8 +15,8 @@ class Layout(NamedTuple):
         outer: positions before the channel axis.
         channels: C.
         inner: positions after the channel axis, contiguous in memory.
-        stride: elements from one outer slice to the next; channels * inner where the array is dense, more where it
-            is a slice of a larger one.
+        stride: elements from one outer slice to the next; channels * inner where the array is dense, more
+            where it is a slice of a larger one.
     """
 
     outer: int
@@ -25,7 +25,7 @@ class Layout(NamedTuple):
     stride: int
 
     @property
-    def count(self) -> int:
+    def values(self) -> int:
         """Values per channel."""
         return self.outer * self.inner
 
@@ -59,7 +59,7 @@ def layout_of(shape: Sequence[int], strides: Sequence[int], axis: int) -> Layout
 
 
 def _dense(axes: list[int], shape: Sequence[int], strides: Sequence[int], step: int) -> int | None:
-    """Elements that `axes` (outermost first) span when they follow one another `step` apart; None if they do not."""
+    """Elements that `axes` (outermost first) span when they follow one another `step` apart, or None."""
     span = 1
     for d in reversed(axes):
         if strides[d] != step * span:

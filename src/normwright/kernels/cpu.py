@@ -1,5 +1,5 @@
-"""The kernels on a CPU, natively. Same functions as `reference`, on float32 and float64 NumPy arrays; y and dx have x's
-dtype and memory layout.
+"""The kernels on a CPU, natively. Same functions as `reference`, on float32 and float64 NumPy arrays; y and dx
+have x's dtype and memory layout.
 
 Numerics: float32 results lie within 8 units of 2^-24, componentwise, of the float64 reference at any mean (see
 docs/numerics.md); the same bits for any number of threads and any instruction set.
@@ -43,7 +43,7 @@ def moments(x: Array, axis: int) -> Moments:
     saved = np.zeros((4, at.channels))
     if x.size:
         _native.moments(x.dtype == np.float64, _address(x), *at, _address(saved))
-    return Moments(at.count, saved[0], saved[2])
+    return Moments(at.values, saved[0], saved[2])
 
 
 def forward_train(
@@ -53,24 +53,24 @@ def forward_train(
     x, at = _seen(x, axis)
     y = _dense_like(x)
     saved = np.zeros((4, at.channels))
-    parameters = _parameters(gamma, beta)
+    gamma, beta = _numbers(gamma), _numbers(beta)
     if x.size:
         _native.forward_train(
-            x.dtype == np.float64, _address(x), *at, _address(y), True, *map(_address, parameters), eps,
+            x.dtype == np.float64, _address(x), *at, _address(y), True, _address(gamma), _address(beta), eps,
             _address(saved), 0, 0, 0.0,
         )  # fmt: skip
-    return y, Saved(*saved, at.count)
+    return y, Saved(saved[0], saved[1], saved[2], saved[3], at.values)
 
 
 def backward_train(
     dy: Array, x: Array, gamma: Array | None, saved: Saved, axis: int, *, need_dx: bool = True
 ) -> tuple[Array | None, Array, Array]:
-    """Gradients of the training forward: dx (None unless wanted), dgamma, dbeta. See `reference.backward_train`."""
+    """Gradients of `forward_train`: dx (if wanted), dgamma, dbeta. See `reference.backward_train`."""
     x, at, dy = _seen_with(x, dy, axis)
     dx = _dense_like(x) if need_dx else None
     gradients = np.zeros((2, at.channels))
     rows = np.array([saved.mean, saved.mean_tail, saved.m2, saved.rstd], dtype=np.float64)
-    (gamma,) = _parameters(gamma)
+    gamma = _numbers(gamma)
     if x.size:
         _native.backward_train(
             x.dtype == np.float64, _address(x), *at, _address(dy), _address(dx), True, _address(gamma),
@@ -85,10 +85,12 @@ def forward_fixed(
     """Normalize by a given mean and variance. See `reference.forward_fixed`."""
     x, at = _seen(x, axis)
     y = _dense_like(x)
-    parameters = _parameters(gamma, beta, mean, var)
+    gamma, beta = _numbers(gamma), _numbers(beta)
+    mean, var = np.ascontiguousarray(mean, np.float64), np.ascontiguousarray(var, np.float64)
     if x.size:
         _native.forward_fixed(
-            x.dtype == np.float64, _address(x), *at, _address(y), True, *map(_address, parameters), eps
+            x.dtype == np.float64, _address(x), *at, _address(y), True, _address(gamma), _address(beta),
+            _address(mean), _address(var), eps,
         )  # fmt: skip
     return y
 
@@ -100,11 +102,12 @@ def backward_fixed(
     x, at, dy = _seen_with(x, dy, axis)
     dx = _dense_like(x)
     gradients = np.zeros((2, at.channels))
-    parameters = _parameters(gamma, mean, var)
+    gamma = _numbers(gamma)
+    mean, var = np.ascontiguousarray(mean, np.float64), np.ascontiguousarray(var, np.float64)
     if x.size:
         _native.backward_fixed(
-            x.dtype == np.float64, _address(x), *at, _address(dy), _address(dx), True, *map(_address, parameters),
-            eps, _address(gradients), _address(gradients[1]),
+            x.dtype == np.float64, _address(x), *at, _address(dy), _address(dx), True, _address(gamma),
+            _address(mean), _address(var), eps, _address(gradients), _address(gradients[1]),
         )  # fmt: skip
     return dx, gradients[0], gradients[1]
 
@@ -140,6 +143,6 @@ def _seen_with(x: Array, dy: Array, axis: int) -> tuple[Array, Layout, Array]:
     return x, at, dy
 
 
-def _parameters(*parameters: Array | None) -> list[Array | None]:
+def _numbers(per_channel: Array | None) -> Array | None:
     """Per-channel numbers as contiguous float64."""
-    return [None if p is None else np.ascontiguousarray(p, dtype=np.float64) for p in parameters]
+    return None if per_channel is None else np.ascontiguousarray(per_channel, dtype=np.float64)

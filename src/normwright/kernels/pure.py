@@ -5,6 +5,7 @@ Slow and right. `normwright info` says when this is what runs.
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from normwright.core.moments import FloatArray, Saved
@@ -16,12 +17,20 @@ __all__ = ["backward_fixed", "backward_train", "forward_fixed", "forward_train",
 Array = NDArray[Any]
 
 
+def _extended(x: Array) -> Array:
+    """float64 in long double, whose mean has digits beyond a double's; float32 needs none beyond a double's."""
+    return x.astype(np.longdouble) if x.dtype == np.float64 else x
+
+
 def forward_train(
     x: Array, gamma: Array | None, beta: Array | None, eps: float, axis: int
 ) -> tuple[Array, Saved]:
     """See `reference.forward_train`."""
-    y, saved = reference.forward_train(x, gamma, beta, eps, axis)
-    return y.astype(x.dtype), saved
+    y, saved = reference.forward_train(_extended(x), gamma, beta, eps, axis)
+    mean = saved.mean.astype(np.float64)
+    tail = ((saved.mean - mean) + saved.mean_tail).astype(np.float64)
+    m2, rstd = saved.m2.astype(np.float64), saved.rstd.astype(np.float64)
+    return y.astype(x.dtype), Saved(mean, tail, m2, rstd, saved.count)
 
 
 def backward_train(

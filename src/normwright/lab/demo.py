@@ -11,7 +11,7 @@ from normwright.lab import inference
 from normwright.lab.data import SOURCE_PIXELS, digits
 from normwright.lab.networks import build, cnn, mlp
 from normwright.lab.race import Entry, race
-from normwright.lab.train import Budget, train
+from normwright.lab.train import Budget, one_thread, train
 from normwright.report import demo as story
 from normwright.report import figures, page, records, terminal
 from normwright.report.records import Record
@@ -20,7 +20,7 @@ from normwright.report.records import Record
 # lower: its last layer sums 4096 inputs instead of 256, and batch normalization, which stands before it,
 # leaves that be.
 MLP = Entry(
-    "MLP", "784-256-10", mlp, 28, 1, (0.1, 0.3, 1.0, 3.0, 10.0), Budget(steps=600, batch_size=60, every=10)
+    "MLP", "784-256-10", mlp, 28, 1, (0.1, 0.3, 1.0, 3.0, 10.0), Budget(steps=500, batch_size=60, every=10)
 )
 CNN = Entry(
     "CNN",
@@ -29,7 +29,7 @@ CNN = Entry(
     32,
     3,
     (0.003, 0.01, 0.03, 0.1, 0.3),
-    Budget(steps=200, batch_size=60, every=10),
+    Budget(steps=180, batch_size=60, every=10),
 )
 ENTRIES = (MLP, CNN)
 SEEDS = 3
@@ -90,7 +90,7 @@ def _measure(
     """All records, and how many images each part of the data holds."""
     measured: list[Record] = []
     images: dict[str, int] = {}
-    with terminal.Training(console) as bars:
+    with one_thread(), terminal.Training(console) as bars:
         data = {entry.name: digits(seeds[0], size=entry.size, channels=entry.channels) for entry in entries}
         for entry in entries:
             # Networks differ in the cost of a step: a few steps ahead tell how long the whole will take.

@@ -37,8 +37,8 @@ def document(records: Sequence[Record], about: Mapping[str, Any]) -> Document:
         about=(
             f"Measured on {settings['source']}, enlarged bilinearly to what the networks take (which adds no "
             f"detail): {images['train']} images to train on, {images['validation']} to choose on and "
-            f"{images['test']} to test on. Each network was trained without and with batch normalization (BN) "
-            f"from the same weights and on the same batches, by plain SGD, with {seeds} seeds. "
+            f"{images['test']} to test on. Each network was trained without and with batch normalization "
+            f"(BN) from the same weights and on the same batches, by plain SGD, with {seeds} seeds. "
             "Numbers are medians, ranges in brackets."
         ),
         cards=(
@@ -64,14 +64,12 @@ def _curves(records: Sequence[Record], network: str) -> list[figures.Curve]:
 
 def headline(records: Sequence[Record], networks: Sequence[str]) -> str:
     """The measured ratio of steps of each network in one sentence, whichever way it went."""
-    parts: list[str] = []
+    shares = []
     for name in networks:
         share = spread(values(records, "ratio of steps", network=name)).middle
-        of = "of them" if parts else "of the training steps"
-        parts.append(
-            f"at none {of} ({name})" if share is None else f"in {WHOLE_PERCENT(share)} {of} ({name})"
-        )
-    return f"Batch normalization matched the best accuracy reached without it {' and '.join(parts)}."
+        shares.append(f"{'more than all' if share is None else WHOLE_PERCENT(share)} ({name})")
+    goal = "to match the best accuracy reached without it"
+    return f"Batch normalization took {' and '.join(shares)} of the training steps {goal}."
 
 
 def _race_card(
@@ -80,9 +78,9 @@ def _race_card(
     return Card(
         title=f"{name}: {network['layers']}",
         done=(
-            f"Input {network['input']}; {network['steps']} steps of {network['batch_size']} images, without "
-            f"BN and with BN before ReLU, each at the best of the same {len(network['rates'])} learning rates, "
-            "chosen on the validation images."
+            f"Input {network['input']}; {network['steps']} steps of {network['batch_size']} images, without BN "
+            f"and with it (before ReLU), each side at the best of the same {len(network['rates'])} "
+            "learning rates, chosen on the validation images."
         ),
         picture=Picture(
             name=name,
@@ -94,12 +92,12 @@ def _race_card(
             "without BN, the dots are where each side first got there: medians of what each seed did."
         ),
         verdicts=(verdicts.speed(records, name), verdicts.accuracy(records, name)),
-        tables=(_race_table(records, name, network),),
+        tables=(_race_table(records, name, network, len(settings["seeds"])),),
         details=(_rates_table(records, name, settings),),
     )
 
 
-def _race_table(records: Sequence[Record], name: str, network: Mapping[str, Any]) -> Table:
+def _race_table(records: Sequence[Record], name: str, network: Mapping[str, Any], seeds: int) -> Table:
     def row(label: str, what: str, unit: Unit) -> tuple[str, ...]:
         return (
             label,
@@ -111,7 +109,7 @@ def _race_table(records: Sequence[Record], name: str, network: Mapping[str, Any]
     chosen = [pick(records, "chosen rate", network=name, batch_norm=side)[0] for side in SIDES]
     edges = [r for r in chosen if r.where["edge"]]
     return Table(
-        title=f"{name} {network['layers']}",
+        title=f"Median of {seeds} seeds (range)",
         columns=("", "without BN", "with BN"),
         rows=(
             (
@@ -126,7 +124,7 @@ def _race_table(records: Sequence[Record], name: str, network: Mapping[str, Any]
         ),
         note=(
             f"Best without BN in {network['steps']} steps: {target}, seed by seed, "
-            f"looked at every {network['every']} steps."
+            f"looked at every {network['every']} steps. Times are those of one thread."
             + (" A rate at the edge of its grid: a better one may lie beyond." if edges else "")
         ),
     )
@@ -139,7 +137,7 @@ def _rates_table(records: Sequence[Record], name: str, settings: Mapping[str, An
         return told(spread(scores), PERCENT) + (" chosen" if is_chosen else "")
 
     return Table(
-        title="The learning rates that were tried",
+        title="Learning rates tried",
         columns=("rate", "without BN", "with BN"),
         rows=tuple(
             (f"{rate:g}", *(cell(rate, side) for side in SIDES))
@@ -173,11 +171,11 @@ def _statistics_card(records: Sequence[Record], settings: Mapping[str, Any]) -> 
         verdicts=(verdicts.statistics(records),),
         tables=(
             Table(
-                title="Prediction: moving average, exact statistics",
+                title=f"Median of {len(settings['seeds'])} seeds (range)",
                 columns=("", *networks),
                 rows=(
-                    row("accuracy, moving average", by, PERCENT, statistics="moving average"),
-                    row("accuracy, exact statistics", by, PERCENT, statistics="population"),
+                    row("test accuracy, moving average", by, PERCENT, statistics="moving average"),
+                    row("test accuracy, exact", by, PERCENT, statistics="population"),
                     row("mean off by", "drift of the mean", DEVIATIONS),
                     row("deviation off by", "drift of the deviation", PERCENT),
                 ),
@@ -200,7 +198,7 @@ def _alone_card(records: Sequence[Record], settings: Mapping[str, Any]) -> Card:
         verdicts=(verdicts.alone(records),),
         tables=(
             Table(
-                title="One image alone against the same in a batch",
+                title="Largest difference of an output",
                 columns=("", *networks),
                 rows=(
                     row("BN layer, predicting", "layer"),

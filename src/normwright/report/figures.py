@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from normwright.report.records import Record, Scalar
 from normwright.report.summary import pick, spread, values
@@ -23,7 +24,7 @@ INK, FAINT, WITHOUT, WITH = (
 )  # the two sides: Okabe and Ito's safe pair
 # On a page the colours are the style sheet's, which knows whether the paper is dark.
 VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", WITHOUT: "var(--without)", WITH: "var(--with)"}
-WIDTH, HEIGHT = 5.2, 3.5  # inches; so small that its type stays readable on a phone
+WIDTH, HEIGHT = 4.7, 3.3  # inches; so small that its type stays readable on a phone
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "normwright",
     "svg.fonttype": "none",
@@ -120,7 +121,8 @@ def _draw(axes: Axes, curves: Sequence[Curve]) -> None:
     _name(axes, curves, last, floor)
     axes.set_ylim(floor, 1.0)
     axes.set_xlim(0, last)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 1):g} %")
     axes.set_xlabel("training step")
     axes.set_ylabel("validation accuracy")
 

@@ -1,4 +1,4 @@
-"""The record: one measured result. Every table, picture and page is made from records, and from nothing else."""
+"""The record: one measured result. Every table, picture and page is made from records alone."""
 
 import json
 import os

@@ -76,6 +76,7 @@ def show(document: Document, console: Console) -> None:
     console.print(Text(document.about, style="dim"))
     for card in document.cards:
         console.print()
+        console.print(Text(card.title, style="bold"))
         for table in card.tables:
             console.print(_table(table))
         for verdict in card.verdicts:
@@ -86,7 +87,7 @@ def show(document: Document, console: Console) -> None:
 def _table(table: Table) -> RichTable:
     rich = RichTable(
         box=box.SIMPLE_HEAD,
-        title=Text(table.title, style="bold"),
+        title=Text(table.title),
         title_justify="left",
         caption=Text(table.note) if table.note else None,
         caption_justify="left",

@@ -10,7 +10,9 @@ Example:
 try:
     import torch as _torch  # noqa: F401  # before the native module, so that both use one OpenMP library
 except ImportError as error:
-    raise ImportError("normwright.torch needs PyTorch. Install it with: pip install 'normwright[torch]'") from error
+    raise ImportError(
+        "normwright.torch needs PyTorch. Install it with: pip install 'normwright[torch]'"
+    ) from error
 
 from normwright.torch.convert import convert, revert
 from normwright.torch.functional import batch_norm

@@ -19,9 +19,9 @@ _TORCHS = {ours: torchs for torchs, ours in _OURS.items()}
 def convert(model: Model) -> Model:
     """Turn every `torch.nn.BatchNorm1d/2d/3d` in `model` into normwright's, in place.
 
-    The layers stay the same objects: weights, buffers, mode, hooks, names and optimizer references are kept, because
-    only their class changes. Layers of other classes (subclasses with a forward of their own, SyncBatchNorm, lazy and
-    parametrized ones) are left as they are.
+    The layers stay the same objects: weights, buffers, mode, hooks, names and optimizer references are kept,
+    because only their class changes. Layers of other classes (subclasses with a forward of their own,
+    SyncBatchNorm, lazy and parametrized ones) are left as they are.
 
     Args:
         model: any module, a batch norm itself included.

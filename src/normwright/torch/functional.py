@@ -1,4 +1,4 @@
-"""`batch_norm`, the function: checks, then the native kernels where they apply, torch's own batch norm elsewhere."""
+"""`batch_norm`, the function: checks, then the native kernels where they apply, else torch's own batch norm."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,8 +22,8 @@ def batch_norm(
 
     y = weight * (x - mean) / sqrt(var + eps) + bias
 
-    In training, mean and (biased) var are the batch's own, and the running statistics, where given, move in place:
-    running <- (1 - momentum) * running + momentum * batch, with the unbiased var m/(m-1). Else they are
+    In training, mean and (biased) var are the batch's own, and the running statistics, where given, move in
+    place: running <- (1 - momentum) * running + momentum * batch, with the unbiased var m/(m-1). Else they are
     running_mean and running_var, which stay.
 
     Args:
@@ -43,13 +43,14 @@ def batch_norm(
 
     Numerics:
         float32 and float64 tensors on a CPU take the native kernels: each y within 8 * 2^-24 (2^-53) of
-        |weight * x_hat| + |bias| from the exact value, at any mean; the same bits for any number of threads. All
-        else (half types, other devices, function transforms, compilation) is torch's own batch norm.
+        |weight * x_hat| + |bias| from the exact value, at any mean; the same bits for any number of threads.
+        All else (half types, other devices, function transforms, compilation) is torch's own batch norm.
 
     Source:
         Ioffe & Szegedy 2015, Algorithms 1 and 2.
 
     Example:
+        >>> import torch
         >>> x = torch.tensor([[1.0], [3.0]])
         >>> batch_norm(x, training=True, eps=3.0)
         tensor([[-0.5000],
@@ -72,7 +73,10 @@ def normalize(
     eps: float,
 ) -> Tensor:
     """`batch_norm` on behalf of `call`, whose name the errors carry."""
-    if not has_torch_function_variadic(x, running_mean, running_var, weight, bias) and not kernels.being_traced():
+    if (
+        not has_torch_function_variadic(x, running_mean, running_var, weight, bias)
+        and not kernels.being_traced()
+    ):
         check(call, x, running_mean, running_var, weight, bias, training, momentum, eps)
         if kernels.apply(x, running_mean, running_var, weight, bias):
             if training:
@@ -98,25 +102,38 @@ def check(
     shape = x.shape
     if len(shape) < 2:
         raise checks.ShapeError(
-            checks.message(call, "x of rank 2 or more, (N, C, ...)", f"rank {len(shape)}, shape {tuple(shape)}")
+            checks.message(
+                call, "x of rank 2 or more, (N, C, ...)", f"rank {len(shape)}, shape {tuple(shape)}"
+            )
         )
     if not x.dtype.is_floating_point:
-        remedy = "Use x.to(torch.float32)." if not x.dtype.is_complex else "Normalize x.real and x.imag apart."
-        raise checks.DtypeError(checks.message(call, "x of a floating point dtype", str(x.dtype), remedy=remedy))
+        remedy = (
+            "Use x.to(torch.float32)." if not x.dtype.is_complex else "Normalize x.real and x.imag apart."
+        )
+        raise checks.DtypeError(
+            checks.message(call, "x of a floating point dtype", str(x.dtype), remedy=remedy)
+        )
     checks.check_both_or_neither(call, running_mean, running_var)
     if training:
         if x.numel() == shape[1]:  # as cheap a question as there is; the check below asks it exactly
             checks.check_more_than_one_value(
-                call, shape, 1, "Use a larger batch, drop the last one (DataLoader(drop_last=True)), or call .eval()."
+                call,
+                shape,
+                1,
+                "Use a larger batch, drop the last one (DataLoader(drop_last=True)), or call .eval().",
             )
         checks.check_eps(call, eps)
         if momentum is None:
             raise checks.DtypeError(
-                checks.message(call, "momentum to be a number", "None", remedy="The layers know momentum=None.")
+                checks.message(
+                    call, "momentum to be a number", "None", remedy="The layers know momentum=None."
+                )
             )
     elif running_mean is None:
         raise checks.ShapeError(
-            checks.message(call, "running_mean and running_var in evaluation", "neither", remedy="Or training=True.")
+            checks.message(
+                call, "running_mean and running_var in evaluation", "neither", remedy="Or training=True."
+            )
         )
     elif eps < 0:
         raise checks.ShapeError(checks.message(call, "eps >= 0", repr(eps)))
@@ -136,5 +153,7 @@ def _raise_for_parameter(call: str, name: str, tensor: Tensor, x: Tensor) -> Non
     checks.check_per_channel(call, name, tensor.shape, x.shape, 1)
     if tensor.device != x.device:
         raise checks.ShapeError(
-            checks.message(call, f"{name} on {x.device}, where x is", f"{tensor.device}", remedy="Move one of them.")
+            checks.message(
+                call, f"{name} on {x.device}, where x is", f"{tensor.device}", remedy="Move one of them."
+            )
         )

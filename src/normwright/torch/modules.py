@@ -16,7 +16,7 @@ class _Layer(nn.modules.batchnorm._BatchNorm):
     _name: ClassVar[str]
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalize `input`; in training, move the running statistics. Nothing moves where an error is raised."""
+        """Normalize `input`; in training, move the running statistics. Nothing moves on an error."""
         if kernels.being_traced() or not isinstance(input, Tensor):
             return super().forward(input)
         checks.check_rank(self._name, input.shape, self._ranks)
@@ -49,8 +49,8 @@ class BatchNorm1d(_Layer, nn.BatchNorm1d):
     Args:
         num_features: C.
         eps: added to the variance, 1e-5 (torch's).
-        momentum: weight of the NEW batch in the running statistics, 0.1 (torch's); None for the plain mean of all
-            batches.
+        momentum: weight of the NEW batch in the running statistics, 0.1 (torch's); None for the plain mean
+            of all batches.
         affine: learn weight and bias, (C,). Default True (torch's).
         track_running_stats: keep running_mean and running_var (unbiased), (C,). Default True (torch's).
         device, dtype: of parameters and buffers.
@@ -65,6 +65,7 @@ class BatchNorm1d(_Layer, nn.BatchNorm1d):
         Ioffe & Szegedy 2015, Algorithms 1 and 2.
 
     Example:
+        >>> import torch
         >>> layer = BatchNorm1d(2)
         >>> y = layer(torch.tensor([[0.0, 10.0], [2.0, 10.0]]))
         >>> layer.running_mean
@@ -78,9 +79,11 @@ class BatchNorm1d(_Layer, nn.BatchNorm1d):
 class BatchNorm2d(_Layer, nn.BatchNorm2d):
     """Batch normalization of (N, C, H, W), contiguous or channels-last: `torch.nn.BatchNorm2d`.
 
-    Everything but the rank is as for `BatchNorm1d`; the statistics of a channel are over N, H and W (section 3.2).
+    Everything but the rank is as for `BatchNorm1d`; a channel's statistics are over N, H and W (section
+    3.2).
 
     Example:
+        >>> import torch
         >>> layer = BatchNorm2d(3).eval()
         >>> layer(torch.ones(1, 3, 2, 2)).shape
         torch.Size([1, 3, 2, 2])
@@ -96,6 +99,7 @@ class BatchNorm3d(_Layer, nn.BatchNorm3d):
     Everything but the rank is as for `BatchNorm1d`; the statistics of a channel are over N, D, H and W.
 
     Example:
+        >>> import torch
         >>> BatchNorm3d(4)(torch.randn(2, 4, 3, 5, 5)).shape
         torch.Size([2, 4, 3, 5, 5])
     """

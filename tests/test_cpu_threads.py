@@ -1,0 +1,196 @@
+"""The native kernels give one answer: for every instruction set, for any number of threads, called from anywhere."""
+
+import os
+import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import close
+from cases import CASES, like
+from every_kernel import (
+    DTYPES,
+    EPS,
+    F32,
+    all_same_bits,
+    everything,
+    forced,
+    inputs,
+    run_python,
+    threads,
+)
+from normwright.kernels import NATIVE
+
+if not NATIVE:
+    pytest.skip("this package was built without native kernels", allow_module_level=True)
+
+from normwright import _native
+from normwright.kernels import cpu
+
+
+@DTYPES
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_instruction_set_gives_the_same_bits(case, dtype):
+    results = {}
+    for isa in _native.isas():
+        with forced(isa):
+            results[isa] = everything(*inputs(case, dtype))
+    for result in results.values():
+        for array in result.values():
+            array[np.isnan(array)] = np.nan  # the sign of a NaN is the machine's; where it stands is not
+        all_same_bits(result, results["baseline"])
+
+
+# Each large enough for seven threads. What a thread takes depends on how many there are; what is added to what does not.
+THREADED = {
+    "many groups of channels": lambda: normal(4, 128, 28, 28),  # 2, 3 and 7 threads each take whole channels
+    "groups that 2 and 3 divide": lambda: normal(
+        6, 48, 23, 29
+    ),  # and 7 does not: there they share every channel
+    "few channels": lambda: normal(200, 4, 15, 15),  # threads share the outer slices
+    "one channel": lambda: normal(70, 1, 47, 47),
+    "few long channels": lambda: normal(1, 2, 301, 307),  # threads share one slice's positions
+    "outer slices apart": lambda: normal(8, 40, 30, 30)[:, 5:29],
+    "rows": lambda: normal(5003, 48),
+    "rows, large": lambda: normal(30_011, 80),  # chunks of more than the least number of rows
+    "rows wider than a strip": lambda: normal(301, 1100),  # three strips, of channels that fit into a cache
+    "tall rows wider than a strip": lambda: normal(2003, 1100),  # and that do not
+    "rows apart": lambda: normal(5003, 90)[:, 7:60],
+    "folded rows": lambda: normal(100_007, 3),  # fewer than 16 channels: 16 rows seen as one, 7 rows are left
+    "folded rows, none left": lambda: normal(160_000, 2),
+    "folded rows, 15 channels": lambda: normal(20_015, 15),
+    "narrow rows apart": lambda: normal(60_001, 8)[:, 1:6],  # few channels that cannot be folded
+}
+
+
+def normal(*shape):
+    return np.random.default_rng(7).standard_normal(shape, dtype=F32) + F32(3)
+
+
+def large_inputs(shape, dtype):
+    x = THREADED[shape]().astype(dtype, order="K", copy=False)
+    rng = np.random.default_rng(8)
+    dy = like(x)
+    dy[...] = rng.standard_normal(x.shape, dtype=F32) + F32(0.5)
+    return x, dy, rng.uniform(0.5, 2, x.shape[1]), rng.standard_normal(x.shape[1]), 1
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", THREADED)
+def test_any_number_of_threads_gives_the_same_bits(shape, dtype):
+    answer = large_inputs(shape, dtype)
+    with threads(1):
+        alone = everything(*answer)
+    for isa in _native.isas():
+        for n in (2, 3, 7):  # a divisor of most sizes, one of few, and one of hardly any
+            with forced(isa), threads(n):
+                all_same_bits(everything(*answer), alone)
+
+
+@pytest.mark.parametrize("shape", THREADED)
+def test_large_calls_are_right_with_threads(shape):
+    x, dy, gamma, beta, axis = large_inputs(shape, F32)
+    with threads(3):
+        y, saved = cpu.forward_train(x, gamma, beta, EPS, axis)
+        gradients = cpu.backward_train(dy, x, gamma, saved, axis)
+    close.forward_train(y, x, gamma, beta, EPS, axis)
+    close.saved(saved, x, EPS, axis)
+    close.backward_train(gradients, dy, x, gamma, EPS, axis)
+
+
+COUNT_THREADS = """
+import os
+import numpy as np
+from normwright import _native
+from normwright.kernels import cpu
+
+team = 1
+for shape in ((64, 8), (4, 128, 28, 28), (200, 4, 15, 15), (1, 2, 301, 307), (5003, 48), (100_007, 3)):
+    x = np.ones(shape, np.float32)
+    team += 1
+    _native.set_threads(team)
+    before = len(os.listdir("/proc/self/task"))
+    cpu.forward_train(x, None, None, 1e-5, 1)
+    print(len(os.listdir("/proc/self/task")) - before, end=" ")
+"""
+
+
+@pytest.mark.skipif(
+    not os.path.isdir("/proc/self/task"), reason="threads are counted the way Linux shows them"
+)
+def test_large_calls_really_use_the_threads_and_small_ones_do_not():
+    # The team grows by one from shape to shape, and a call that uses it starts what is missing. The first call is
+    # too small for two threads, so the second starts two.
+    assert run_python(COUNT_THREADS).split() == ["0", "2", "1", "1", "1", "1"]
+
+
+# --- called by many at once ---------------------------------------------------------------------------------------------
+
+
+def test_python_threads_may_call_the_kernels_at_once():
+    shapes = ["many groups of channels", "few channels", "rows", "folded rows", "narrow rows apart"]
+    answers = {shape: large_inputs(shape, F32) for shape in shapes}
+    alone = {shape: everything(*answer) for shape, answer in answers.items()}
+    start = threading.Barrier(4)
+
+    def work(first):
+        start.wait()
+        for k in range(
+            3 * len(shapes)
+        ):  # each thread meets every shape, no two the same one at the same time
+            shape = shapes[(first + k) % len(shapes)]
+            all_same_bits(everything(*answers[shape]), alone[shape])
+        return first
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(work, range(4))) == [0, 1, 2, 3]
+
+
+def test_other_python_threads_run_while_a_kernel_does():
+    x = np.ones((64, 64, 64, 64), F32)  # milliseconds
+    ticks, finished = [], threading.Event()
+
+    def tick():
+        while not finished.is_set():
+            ticks.append(time.perf_counter())
+
+    ticker = threading.Thread(target=tick)
+    with threads(1):
+        cpu.moments(x, 1)
+        ticker.start()
+        began = time.perf_counter()
+        for _ in range(5):
+            cpu.moments(x, 1)
+        took = time.perf_counter() - began
+        finished.set()
+        ticker.join()
+    # With the lock held for a whole call, the ticker moves between the five calls alone: four times at most.
+    bins = {int(20 * (t - began) / took) for t in ticks if began < t < began + took}
+    assert len(bins) >= 10, f"ticks in {len(bins)} of 20 equal parts of {took * 1e3:.1f} ms"
+
+
+# --- which instruction set ----------------------------------------------------------------------------------------------
+
+PRINT_ISA = "from normwright.kernels import cpu; print(cpu.isa())"
+
+
+@pytest.mark.parametrize("isa", _native.isas())
+def test_the_environment_forces_an_instruction_set(isa):
+    assert run_python(PRINT_ISA, NORMWRIGHT_ISA=isa).strip() == isa
+
+
+def test_without_the_environment_the_widest_instruction_set_runs(monkeypatch):
+    monkeypatch.delenv("NORMWRIGHT_ISA", raising=False)
+    assert run_python(PRINT_ISA).strip() == _native.isas()[-1]
+
+
+def test_an_unknown_instruction_set_is_a_clear_error():
+    words = re.escape(f"expected NORMWRIGHT_ISA to be one of {_native.isas()}, got 'sse9'")
+    with pytest.raises(AssertionError, match=f"ValueError: normwright: {words}"):
+        run_python(PRINT_ISA, NORMWRIGHT_ISA="sse9")
+    with pytest.raises(ValueError, match=words):
+        cpu.force_isa("sse9")
+    assert cpu.isa() in _native.isas()
