@@ -6,8 +6,10 @@ struct TwoSums {
   Wide<T> dz = Wide<T>::zero(), dz_x_hat = Wide<T>::zero();
 };
 
+// `next` and `next_dy`: the runs that follow, whose beginnings no prefetcher of the machine can foresee.
 template <class T>
-INLINE void add_run(const T* x, const T* dy, int64_t length, T center, T rstd, T offset, TwoSums<T>& sums) {
+INLINE void add_run(const T* x, const T* dy, int64_t length, T center, T rstd, T offset, TwoSums<T>& sums, const T* next,
+                    const T* next_dy) {
   using P = Pack<T>;
   const P c = P::of(center), r = P::of(rstd), s = P::of(offset);
   const auto product = [&](P xs, P dz) { return dz * ((xs - c) * r + s); };
@@ -15,6 +17,8 @@ INLINE void add_run(const T* x, const T* dy, int64_t length, T center, T rstd, T
   for (; i + 8 * P::size <= length; i += 8 * P::size) {
     P t[8], u[8];
     for (int k = 0; k < 8; ++k) {
+      prefetch(next + i + k * P::size);
+      prefetch(next_dy + i + k * P::size);
       t[k] = P::load(dy + i + k * P::size);
       u[k] = product(P::load(x + i + k * P::size), t[k]);
     }
@@ -45,9 +49,13 @@ INLINE void grad_sums_middle(const T* x, Layout from, const T* dy, Layout dense,
     };
     for (int64_t o = tile.o0; o < tile.o1; ++o)
       for (int64_t i = tile.i0; i < tile.i1; i += block) {
-        const int64_t some = tile.i1 - i < block ? tile.i1 - i : block;
-        add_run(x + o * from.stride + c * from.inner + i, dy + o * dense.stride + c * dense.inner + i, some, n.center[c],
-                n.rstd[c], n.offset[c], sums);
+        const bool more = i + block < tile.i1;
+        const int64_t some = more ? block : tile.i1 - i;
+        const T* run = x + o * from.stride + c * from.inner + i;
+        const T* dy_run = dy + o * dense.stride + c * dense.inner + i;
+        add_run(run, dy_run, some, n.center[c], n.rstd[c], n.offset[c], sums,
+                more ? run + block : run - i + tile.i0 + from.stride,
+                more ? dy_run + block : dy_run - i + tile.i0 + dense.stride);
         pending += some;
         if (pending >= block) flush();
       }
@@ -77,6 +85,8 @@ INLINE void grad_sums_rows(const T* x, int64_t x_stride, const T* dy, int64_t dy
       const int64_t c = strip.column(p);
       P t[8], u[8];
       for (int k = 0; k < 8; ++k) {
+        prefetch(x + (8 + k) * x_stride + c);
+        prefetch(dy + (8 + k) * dy_stride + c);
         t[k] = P::load(dy + k * dy_stride + c);
         u[k] = t[k] * ((P::load(x + k * x_stride + c) - center) * rstd + offset);
       }

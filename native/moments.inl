@@ -51,9 +51,9 @@ struct AboutPivot {
   }
 };
 
-// Adds one run. Wider: square in double.
+// Adds one run. Wider: square in double. The run is in cache and memory idle: what comes `next` is fetched meanwhile.
 template <class T, bool Wider>
-INLINE void add_about_pivot(const T* run, int64_t length, T pivot, AboutPivot<T>& sums) {
+INLINE void add_about_pivot(const T* run, int64_t length, T pivot, AboutPivot<T>& sums, const T* next) {
   using P = Pack<T>;
   const P p = P::of(pivot);
   int64_t i = 0;
@@ -63,17 +63,23 @@ INLINE void add_about_pivot(const T* run, int64_t length, T pivot, AboutPivot<T>
   } else {
     for (; i + 8 * P::size <= length; i += 8 * P::size) {
       P d[8];
-      for (int k = 0; k < 8; ++k) d[k] = P::load(run + i + k * P::size) - p;
+      for (int k = 0; k < 8; ++k) {
+        prefetch(next + i + k * P::size);
+        d[k] = P::load(run + i + k * P::size) - p;
+      }
       sums.add_eight(d);
     }
-    for (; i + P::size <= length; i += P::size) sums.add(P::load(run + i) - p);
+    for (; i + P::size <= length; i += P::size) {
+      prefetch(next + i);
+      sums.add(P::load(run + i) - p);
+    }
     if (i < length) sums.add(load_uncounted(run, length, pivot) - p);
   }
 }
 
-// One block of one channel: `runs` runs of `length` contiguous values, `stride` apart.
+// One block of one channel: `runs` runs of `length` contiguous values, `stride` apart; the next block begins at `next`.
 template <class T>
-INLINE void merge_block(const T* x, int64_t runs, int64_t length, int64_t stride, Merged& merged) {
+INLINE void merge_block(const T* x, int64_t runs, int64_t length, int64_t stride, Merged& merged, const T* next) {
   using P = Pack<T>;
   ExactSum<T> even, odd;  // two, to hide the latency of addition
   for (int64_t r = 0; r < runs; ++r) {
@@ -96,13 +102,13 @@ INLINE void merge_block(const T* x, int64_t runs, int64_t length, int64_t stride
   const double mean = (sum + tail) / n;
   const T pivot = T(mean);
   AboutPivot<T> sums;
-  for (int64_t r = 0; r < runs; ++r) add_about_pivot<T, false>(x + r * stride, length, pivot, sums);
+  for (int64_t r = 0; r < runs; ++r) add_about_pivot<T, false>(x + r * stride, length, pivot, sums, next + r * stride);
   double squares = sum_of_lanes(sums.squares);
   double off = sum_of_lanes(sums.differences) / n;
   if constexpr (sizeof(T) == 4) {
     if (out_of_range(squares, n)) {
       sums = AboutPivot<T>{};
-      for (int64_t r = 0; r < runs; ++r) add_about_pivot<T, true>(x + r * stride, length, pivot, sums);
+      for (int64_t r = 0; r < runs; ++r) add_about_pivot<T, true>(x + r * stride, length, pivot, sums, next);
       squares = sum_of_lanes(sums.squares);
     }
     off = mean - double(pivot);
@@ -121,12 +127,17 @@ void moments_middle(const T* x, Layout at, Tile tile, Sums out) {
       const int64_t pieces = (length + block - 1) / block;
       const int64_t piece = ((length + pieces - 1) / pieces + 127) / 128 * 128;
       for (int64_t o = tile.o0; o < tile.o1; ++o)
-        for (int64_t i = tile.i0; i < tile.i1; i += piece)
-          merge_block(channel + o * at.stride + i, 1, i + piece < tile.i1 ? piece : tile.i1 - i, 0, merged);
+        for (int64_t i = tile.i0; i < tile.i1; i += piece) {
+          const T* from = channel + o * at.stride + i;
+          const bool more = i + piece < tile.i1;
+          merge_block(from, 1, more ? piece : tile.i1 - i, 0, merged, more ? from + piece : from - i + tile.i0 + at.stride);
+        }
     } else {
       const int64_t runs = block / length;
-      for (int64_t o = tile.o0; o < tile.o1; o += runs)
-        merge_block(channel + o * at.stride + tile.i0, o + runs < tile.o1 ? runs : tile.o1 - o, length, at.stride, merged);
+      for (int64_t o = tile.o0; o < tile.o1; o += runs) {
+        const T* from = channel + o * at.stride + tile.i0;
+        merge_block(from, o + runs < tile.o1 ? runs : tile.o1 - o, length, at.stride, merged, from + runs * at.stride);
+      }
     }
     out.first[c] = merged.sum;
     out.first_tail[c] = merged.sum_tail;
@@ -207,7 +218,10 @@ INLINE void block_about_pivot(const T* x, int64_t rows, int64_t stride, Strip<T>
       if (some == 8 && !strip.narrow() && !Wider) {
         const T* at = x + r * stride + strip.column(p);
         P d[8];
-        for (int k = 0; k < 8; ++k) d[k] = P::load(at + k * stride) - pivot;
+        for (int k = 0; k < 8; ++k) {
+          prefetch(at + (rows + k) * stride);  // the same place in the next block
+          d[k] = P::load(at + k * stride) - pivot;
+        }
         sums.add_eight(d);
       } else {
         for (int64_t k = 0; k < some; ++k) {

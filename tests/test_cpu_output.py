@@ -18,7 +18,7 @@ from normwright import _native
 
 CACHE = _native.last_level_cache_bytes()
 SENTINEL = 77.0
-SHAPES = {  # a name with "streamed" is made so large, by more samples, that the output is written past the caches
+SHAPES = {  # with "streamed" in the name, as many samples as make the output pass by the caches
     "nchw": (3, 5, 7, 9),
     "short runs": (3, 5, 3, 1),
     "rows": (19, 21),

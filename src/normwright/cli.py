@@ -42,6 +42,73 @@ def demo(
         _stop("normwright demo: stopped; nothing was written.", code=130)
 
 
+bench_app = typer.Typer(
+    help="Measure speed beside torch and the memory floor.", pretty_exceptions_enable=False
+)
+app.add_typer(bench_app, name="bench")
+
+
+@bench_app.callback(invoke_without_command=True)
+def bench(
+    context: typer.Context,
+    quick: Annotated[bool, typer.Option("--quick", help="Few shapes, few rounds: under a minute.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: as many as torch uses.")] = None,
+    json: Annotated[Path | None, typer.Option(help="File for the records.")] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Folder for the records, in a file named after the machine.")
+    ] = None,
+) -> None:
+    """Measure forward and backward beside torch and the memory floor, values checked first."""
+    if context.invoked_subcommand is not None:
+        return
+    _need("torch", {"torch": "torch"})
+    from normwright.bench import run as benchmark
+    from normwright.bench.timer import WrongValues
+
+    into = json if save is None else save / benchmark.file_name()
+    try:
+        benchmark.run(quick=quick, threads=threads, into=into)
+    except benchmark.CannotMeasure as reason:
+        _stop(f"normwright bench: {reason}", code=2)
+    except WrongValues as refusal:
+        _stop(f"normwright bench: {refusal}", code=1)
+    except OSError as error:
+        _stop(f"normwright bench: cannot write to {into}: {error.strerror or error}", code=1)
+    except KeyboardInterrupt:
+        _stop("normwright bench: stopped; nothing was written.", code=130)
+
+
+@bench_app.command()
+def table(
+    results: Annotated[Path, typer.Argument(help="A file that `normwright bench` wrote.")],
+    into: Annotated[Path | None, typer.Option(help="Put it between this file's bench markers.")] = None,
+) -> None:
+    """Print a results file as a Markdown table."""
+    from normwright.bench import table as tables
+
+    try:
+        block = tables.from_file(results)
+        if into is None:
+            typer.echo(block, nl=False)
+        else:
+            into.write_text(tables.put_into(into.read_text(encoding="utf-8"), block), encoding="utf-8")
+    except (OSError, ValueError) as error:
+        _stop(f"normwright bench table: {error}", code=1)
+
+
+@app.command()
+def info() -> None:
+    """Show what runs here: kernels, instruction set, threads, versions."""
+    try:
+        from normwright.bench import machine
+
+        facts = machine.info()
+    except (ImportError, ValueError) as error:  # kernels that do not load, an instruction set that cannot be
+        _stop(str(error), code=1)
+    for name, fact in facts.items():
+        typer.echo(f"{name:<16} {fact}")
+
+
 def _need(extra: str, packages: Mapping[str, str]) -> None:
     """Leave with one line where a package of `extra` is missing; `packages` maps modules to their names."""
     missing = [name for module, name in packages.items() if find_spec(module) is None]

@@ -1,4 +1,4 @@
-"""Who is timed: the layers as users have them, and the floor that memory sets. Needs torch and the native kernels."""
+"""Who is timed: the layers as users have them, and the floor that memory sets. Needs torch and native kernels."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -33,11 +33,14 @@ class Problem(NamedTuple):
 
 
 def problem(case: Case) -> Problem:
-    """Normal values, each channel with an offset and a scale of its own as activations have; the same in every run."""
+    """Normal values, an offset and a scale of its own for each channel; the same in every run."""
     draw = torch.Generator().manual_seed(0)
     channels = case.shape[1]
     per_channel = [1, channels] + [1] * (len(case.shape) - 2)
-    scale, offset = torch.rand(per_channel, generator=draw) + 0.5, torch.rand(per_channel, generator=draw) - 0.5
+    scale, offset = (
+        torch.rand(per_channel, generator=draw) + 0.5,
+        torch.rand(per_channel, generator=draw) - 0.5,
+    )
     x = torch.randn(case.shape, generator=draw).mul_(scale).add_(offset)
     dy = torch.randn(case.shape, generator=draw)
     if case.layout == "channels-last":
@@ -49,7 +52,7 @@ def problem(case: Case) -> Problem:
 
 def _rows(t: Tensor) -> Array:
     """(N, C, ...) as (C, m)."""
-    return t.detach().movedim(1, 0).reshape(t.shape[1], -1).numpy()  # type: ignore[no-any-return]
+    return t.detach().movedim(1, 0).reshape(t.shape[1], -1).numpy()
 
 
 def layers(case: Case, given: Problem) -> list[Contender]:
@@ -62,7 +65,9 @@ def layers(case: Case, given: Problem) -> list[Contender]:
                 parameter.copy_(value)
         count = case.values // case.shape[1]
         allowed = PROMISED if library == "normwright" else summed_in_float32(count)
-        found += [_layer(f"{library} {what}", layer, given, allowed, backward=what == BOTH) for what in PASSES]
+        found += [
+            _layer(f"{library} {what}", layer, given, allowed, backward=what == BOTH) for what in PASSES
+        ]
     return found
 
 
@@ -88,7 +93,10 @@ def _layer(
         layer.reset_running_stats()
         y = run()
         of_x, *of_parameters = (t.grad for t in (x, layer.weight, layer.bias))
-        gradients = [None if of_x is None else _rows(of_x), *(None if g is None else g.numpy() for g in of_parameters)]
+        gradients = [
+            None if of_x is None else _rows(of_x),
+            *(None if g is None else g.numpy() for g in of_parameters),
+        ]
         assert layer.running_mean is not None  # a layer that tracks
         assert layer.running_var is not None
         running = layer.running_mean.numpy(), layer.running_var.numpy()

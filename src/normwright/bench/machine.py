@@ -6,8 +6,8 @@ from normwright.kernels import NATIVE
 from normwright.report.records import Scalar, stamp
 
 PURE = (
-    "built without native kernels (NORMWRIGHT_PURE=1): NumPy runs the float64 reference, torch tensors go to torch's "
-    "own batch norm"
+    "built without native kernels (NORMWRIGHT_PURE=1): NumPy runs the float64 reference, torch tensors go to "
+    "torch's own batch norm"
 )
 
 

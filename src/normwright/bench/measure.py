@@ -70,15 +70,15 @@ def use(threads: int | None) -> None:
 def settle_allocator() -> None:
     """Bring glibc's moving threshold to where it ends up in any training: it keeps what is below 32 MB.
 
-    The first release of a large block teaches glibc to keep blocks of that size, up to 32 MB; beyond, every block goes
-    back to the system. Without this, what a 16 MB output costs would depend on what the measuring itself has freed.
+    The first release of a large block teaches glibc to keep blocks of that size, up to 32 MB; beyond, every block
+    goes back to the system. Without this, the cost of a 16 MB output would depend on what measuring it has freed.
     """
-    del_me = torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8)
-    del del_me
+    block = torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8)
+    del block
 
 
 def _floor(timings: Mapping[str, Timing], what: str) -> tuple[Timing, str]:
-    """The sweeps that `what` cannot do without, each with the better of the two kinds of stores, which are named."""
+    """The sweeps that `what` cannot do without, each with the better kind of stores, which are named."""
     sweeps = {FORWARD: ("copy",), BOTH: ("copy", "triad")}[what]
     total, chosen = None, []
     for sweep in sweeps:

@@ -25,7 +25,7 @@ from normwright.report.records import Record
 
 # glibc reads these when a process starts: no block is mapped of its own, and none is ever handed back, so that an
 # output finds the pages of one freed before.
-WARM = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(64 << 20)}
+WARM = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 FULL_BUDGET, QUICK_BUDGET = Budget(seconds=3, least=9, most=1000), Budget(seconds=0.6, least=3, most=200)
 
 
@@ -65,14 +65,22 @@ def run(
     budget = budget or (QUICK_BUDGET if quick else FULL_BUDGET)
     states = allocators()
     if len(states) == 1:
-        console.print("Warm memory is not measured: that takes glibc, and this Python uses another C library.")
+        console.print(
+            "Warm memory is not measured: that takes glibc, and this Python uses another C library."
+        )
     jobs = [Job(case, budget, state, threads) for case in cases for state in states]
     measured = _measure_all(jobs, states, console)
-    about = {"command": _command(quick, threads), "quick": quick, "allocators": states, "kernels": machine.kernels()}
+    about = {
+        "command": _command(quick, threads),
+        "quick": quick,
+        "allocators": states,
+        "kernels": machine.kernels(),
+    }
     document = {"experiment": "bench", **about}
-    terminal.show(table.document(measured, {**document, "stamp": records.stamp()}), console)
     if into is not None:
         records.write(into, measured, **document)
+    terminal.show(table.document(measured, {**document, "stamp": records.stamp()}), console)
+    if into is not None:
         console.print(f"The records: {into}", soft_wrap=True)
     return measured
 
@@ -85,7 +93,10 @@ def find_native() -> bool:
 def file_name() -> str:
     """The results file of this machine, named after its processor and cores."""
     stamped = records.stamp()
-    return re.sub(r"[^a-z0-9]+", "-", f"{stamped['processor']} {stamped['cores']} cores".lower()).strip("-") + ".json"
+    return (
+        re.sub(r"[^a-z0-9]+", "-", f"{stamped['processor']} {stamped['cores']} cores".lower()).strip("-")
+        + ".json"
+    )
 
 
 def allocators() -> dict[str, dict[str, str]]:
@@ -96,7 +107,9 @@ def allocators() -> dict[str, dict[str, str]]:
 
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
     """This process's environment with these variables, and no others, for glibc's allocator."""
-    theirs = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    theirs = {
+        key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_TUNABLES"))
+    }
     return {**theirs, **variables}
 
 
@@ -127,7 +140,9 @@ def measure_apart(job: Job, variables: Mapping[str, str], tell: Callable[[float]
 
 
 @contextmanager
-def _worker(command: Sequence[str], variables: Mapping[str, str], complaints: Any) -> Iterator[subprocess.Popen[str]]:
+def _worker(
+    command: Sequence[str], variables: Mapping[str, str], complaints: Any
+) -> Iterator[subprocess.Popen[str]]:
     """A worker that does not outlive us, however we leave."""
     with subprocess.Popen(
         command, env=environment(variables), stdout=subprocess.PIPE, stderr=complaints, text=True

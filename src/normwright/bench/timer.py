@@ -70,8 +70,8 @@ class Timing:
 
     Attributes:
         samples: seconds.
-        faults: pages that the system had to hand out meanwhile; None where it does not tell. They show the allocator's
-            state: none when warm, one for each 4 KB (or huge page) of fresh output else.
+        faults: pages that the system had to hand out meanwhile; None where it does not tell. They show the
+            allocator's state: none when warm, one for each 4 KB (or huge page) of fresh output else.
     """
 
     samples: tuple[float, ...]

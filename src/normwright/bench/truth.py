@@ -84,7 +84,9 @@ class Truth:
         for at in self._channels():
             x_hat = np.abs(self._x[at] - self._mean[at, None]) * self._rstd[at, None]
             dy = np.abs(self._dy[at].astype(np.float64))
-            gamma, beta = (np.abs(values[at, None].astype(np.float64)) for values in (self._gamma, self._beta))
+            gamma, beta = (
+                np.abs(values[at, None].astype(np.float64)) for values in (self._gamma, self._beta)
+            )
             bound = gamma * (x_hat + floor) + beta
             _within(who, "y", got.y[at], self._y[at], units * bound)
             D, S = dy.sum(axis=1), (dy * x_hat).sum(axis=1)

@@ -171,11 +171,11 @@ def _statistics_card(records: Sequence[Record], settings: Mapping[str, Any]) -> 
         verdicts=(verdicts.statistics(records),),
         tables=(
             Table(
-                title=f"Median of {len(settings['seeds'])} seeds (range)",
+                title="Test accuracy with either, and how far they differ: median (range)",
                 columns=("", *networks),
                 rows=(
-                    row("test accuracy, moving average", by, PERCENT, statistics="moving average"),
-                    row("test accuracy, exact", by, PERCENT, statistics="population"),
+                    row("moving average", by, PERCENT, statistics="moving average"),
+                    row("exact statistics", by, PERCENT, statistics="population"),
                     row("mean off by", "drift of the mean", DEVIATIONS),
                     row("deviation off by", "drift of the deviation", PERCENT),
                 ),

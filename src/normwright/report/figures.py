@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import matplotlib
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from normwright.report.records import Record, Scalar
-from normwright.report.summary import pick, spread, values
+from normwright.report.summary import numbers, pick, spread, values
 
 INK, FAINT, WITHOUT, WITH = (
     "#1b1f24",
@@ -67,8 +68,7 @@ def curve(records: Sequence[Record], network: str, *, batch_norm: bool) -> Curve
     seeds = sorted({int(r.where["seed"] or 0) for r in points})
     at = {(r.where["seed"], r.where["step"]): r.value for r in points}
     heights = np.array([[at[seed, step] for step in steps] for seed in seeds], dtype=float)
-    goal = spread(values(records, "best accuracy without BN", network=network)).middle
-    assert goal is not None
+    goal = median(numbers(records, "best accuracy without BN", network=network))
     reached = spread(values(records, "steps to it", **where)).middle
     return Curve(network, batch_norm, np.array(steps), heights, goal, reached)
 

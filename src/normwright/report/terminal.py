@@ -40,7 +40,9 @@ class Training:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            self._progress.update(self._whole, description="Trained")
+            self._progress.update(
+                self._whole, description="Trained", completed=self._progress.tasks[self._whole].total
+            )
         self._progress.stop()
 
     def add(self, network: str, *, steps: int, seconds_per_step: float) -> None:
