@@ -65,6 +65,8 @@ def bench(
     from normwright.bench import run as benchmark
     from normwright.bench.timer import WrongValues
 
+    if json is not None and save is not None:
+        _stop("normwright bench: expected --json or --save, got both.", code=2)
     into = json if save is None else save / benchmark.file_name()
     try:
         benchmark.run(quick=quick, threads=threads, into=into)

@@ -9,7 +9,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from normwright.bench import machine, table
 from normwright.bench.cases import CASES, QUICK, Case
 from normwright.bench.timer import Budget, WrongValues
 from normwright.bench.worker import REFUSED, Job
+from normwright.kernels import NATIVE
 from normwright.report import records, terminal
 from normwright.report.records import Record
 
@@ -56,7 +56,7 @@ def run(
         WrongValues: a contender does not compute what it should.
         OSError: `into` cannot be written; raised before anything is measured.
     """
-    if not find_native():
+    if not NATIVE:
         raise CannotMeasure(f"there is nothing to measure: {machine.PURE}.")
     console = console or Console()
     if into is not None:
@@ -83,11 +83,6 @@ def run(
     if into is not None:
         console.print(f"The records: {into}", soft_wrap=True)
     return measured
-
-
-def find_native() -> bool:
-    """True in a package that was built with its native kernels."""
-    return find_spec("normwright._native") is not None
 
 
 def file_name() -> str:
