@@ -5,6 +5,7 @@ for name, x in LAYOUTS.items():
     same_step(step(ours, x, dy), step(theirs, x, dy))
 """
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -145,3 +146,24 @@ def same_bits(what: str, got: Tensor, want: Tensor) -> None:
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[got.element_size()]
     different = (got.contiguous().view(integers) != want.contiguous().view(integers)).sum().item()
     assert different == 0, f"{what}: {different} elements differ"
+
+
+def raised_by(call: Callable[[], Any]) -> Exception | None:
+    """The exception that a call raises, None where it raises none: for comparing ours with torch's."""
+    try:
+        call()
+    except Exception as error:
+        return error
+    return None
+
+
+def state(layer: nn.Module) -> dict[str, Tensor]:
+    """A copy of all that a layer keeps."""
+    return {name: t.clone() for name, t in layer.state_dict().items()}
+
+
+def untouched(layer: nn.Module, before: dict[str, Tensor]) -> None:
+    """A layer keeps what it kept, bit for bit."""
+    assert list(layer.state_dict()) == list(before)
+    for name, t in layer.state_dict().items():
+        same_bits(name, t, before[name])

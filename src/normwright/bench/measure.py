@@ -70,8 +70,8 @@ def use(threads: int | None) -> None:
 def settle_allocator() -> None:
     """Bring glibc's moving threshold to where it ends up in any training: it keeps what is below 32 MB.
 
-    The first release of a large block teaches glibc to keep blocks of that size, up to 32 MB; beyond, every block
-    goes back to the system. Without this, the cost of a 16 MB output would depend on what measuring it has freed.
+    The first release of a large block teaches glibc to keep blocks of that size, up to 32 MB; larger ones mostly go
+    back to the system. Without this, the cost of a 16 MB output would depend on what measuring it has freed.
     """
     block = torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8)
     del block

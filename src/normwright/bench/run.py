@@ -9,11 +9,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from errno import EISDIR
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 
 from normwright.bench import machine, table
 from normwright.bench.cases import CASES, QUICK, Case
@@ -31,6 +32,17 @@ FULL_BUDGET, QUICK_BUDGET = Budget(seconds=3, least=9, most=1000), Budget(second
 
 class CannotMeasure(Exception):  # noqa: N818  # a state of things, and the words a user reads
     """There is nothing here that could be measured."""
+
+
+class Left(ProgressColumn):
+    """The time that remains, by all that went before: rich's own goes by the last steps, and the jobs differ."""
+
+    def render(self, task: Task) -> str:
+        """Minutes and seconds, rounded."""
+        if not task.completed or task.elapsed is None or task.total is None:
+            return "-:--"
+        seconds = round(task.elapsed * (task.total - task.completed) / task.completed)
+        return f"{seconds // 60}:{seconds % 60:02}"
 
 
 def run(
@@ -60,7 +72,7 @@ def run(
         raise CannotMeasure(f"there is nothing to measure: {machine.PURE}.")
     console = console or Console()
     if into is not None:
-        _claim(into.parent)
+        _claim(into)
     cases = cases or (QUICK if quick else CASES)
     budget = budget or (QUICK_BUDGET if quick else FULL_BUDGET)
     states = allocators()
@@ -157,11 +169,10 @@ def _measure_all(
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
         TextColumn("left"),
-        TimeRemainingColumn(),
+        Left(),
     )
     measured: list[Record] = []
-    # A long window: the jobs differ, and a rate taken over one of them says nothing about the next.
-    with Progress(*columns, console=console, expand=True, speed_estimate_period=600) as progress:
+    with Progress(*columns, console=console, expand=True) as progress:
         task = progress.add_task("", total=sum(map(expected_seconds, jobs)))
         before = 0.0
         for job in jobs:
@@ -181,10 +192,12 @@ def _bar(progress: Progress, task: TaskID, before: float, seconds: float) -> Cal
     return tell
 
 
-def _claim(folder: Path) -> None:
-    """Make the folder and see that it can be written, before minutes are spent."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
+def _claim(into: Path) -> None:
+    """Make the file's folder and see that it can be written, before minutes are spent."""
+    if into.is_dir():
+        raise IsADirectoryError(EISDIR, "it is a folder")
+    into.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=into.parent):
         pass
 
 

@@ -255,8 +255,8 @@ def _notes(records: Sequence[Record], about: Mapping[str, Any]) -> list[str]:
         + "), so outputs find its pages. "
         if "warm" in states
         else "",
-        "Default: the allocator as users get it, which faults in every page of an output above 32 MB "
-        "again, and of a smaller one now and then, on both sides.",
+        "Default: the allocator as users get it, with which most outputs above 32 MB, and now and then a "
+        "smaller one, fault in every page again, on both sides.",
     ]
     last = int(kernels.get("last-level cache bytes") or 0)
     largest = max(int(r.where["bytes"] or 0) for r in records)

@@ -1,0 +1,139 @@
+"""The package built without a compiler: its kernels keep the same bounds, and both doors work on it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+import close
+from cases import CASES
+from every_kernel import DTYPES, EPS, F64, everything, fixed_statistics, inputs
+from normwright.kernels import pure
+
+ROOT = Path(__file__).parent.parent
+ALL_CASES = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+@DTYPES
+@ALL_CASES
+@close.INFINITIES
+def test_training_is_the_references(case, dtype):
+    x, dy, gamma, beta, axis = inputs(case, dtype)
+    any_nan = {"match_nan": not case.finite}
+    close.moments(pure.moments(x, axis), x, axis, **any_nan)
+    y, saved = pure.forward_train(x, gamma, beta, EPS, axis)
+    close.forward_train(y, x, gamma, beta, EPS, axis, **any_nan)
+    close.saved(saved, x, EPS, axis, **any_nan)
+    gradients = pure.backward_train(dy, x, gamma, saved, axis)
+    close.backward_train(gradients, dy, x, gamma, EPS, axis, **any_nan)
+    nothing, *sums = pure.backward_train(dy, x, gamma, saved, axis, need_dx=False)
+    assert nothing is None
+    for name, got, want in zip(("dgamma", "dbeta"), sums, gradients[1:], strict=True):
+        close.same_bits(name, got, want)
+
+
+@DTYPES
+@ALL_CASES
+@close.INFINITIES
+def test_fixed_statistics_give_the_references_values(case, dtype):
+    x, dy, gamma, beta, axis = inputs(case, dtype)
+    fixed = (*fixed_statistics(x, axis), EPS, axis)
+    any_nan = {"match_nan": not case.finite}
+    y = pure.forward_fixed(x, gamma, beta, *fixed)
+    close.forward_fixed(y, x, gamma, beta, *fixed, **any_nan)
+    close.backward_fixed(pure.backward_fixed(dy, x, gamma, *fixed), dy, x, gamma, *fixed, **any_nan)
+
+
+@DTYPES
+@ALL_CASES
+@close.INFINITIES
+def test_outputs_have_the_types_of_the_native_kernels(case, dtype):
+    x, dy, gamma, beta, axis = inputs(case, dtype)
+    before = x.tobytes(), dy.tobytes()
+    for name, got in everything(x, dy, gamma, beta, axis, kernels=pure).items():
+        if name.endswith(("y", "dx")):
+            assert (got.dtype, got.shape) == (dtype, x.shape), name
+        else:
+            assert (got.dtype, got.shape) == (F64, (x.shape[axis],)), name
+    assert (x.tobytes(), dy.tobytes()) == before
+
+
+# --- the package itself -------------------------------------------------
+
+TRY_IT = """
+import sys
+sys.path[:0] = {path!r}
+import numpy as np
+import normwright.kernels, normwright.numpy as door
+assert normwright.__file__.startswith({target!r}), normwright.__file__
+assert normwright.kernels.NATIVE is False
+assert normwright.kernels.best.__name__ == "normwright.kernels.pure"
+
+import torch
+import normwright.torch as nw
+
+generator = torch.Generator().manual_seed(0)
+x, dy = (torch.randn(8, 3, 5, 5, generator=generator) for _ in range(2))
+gamma, beta = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.5, 0.0, -1.0])
+results = []
+for layer in (torch.nn.BatchNorm2d(3), nw.BatchNorm2d(3), nw.convert(torch.nn.BatchNorm2d(3))):
+    with torch.no_grad():
+        layer.weight.copy_(gamma)
+        layer.bias.copy_(beta)
+    z = x.clone().requires_grad_()
+    y = layer(z)
+    y.backward(dy)
+    results.append([y.detach(), z.grad, layer.weight.grad, layer.bias.grad, layer.running_mean, layer.running_var,
+                    layer.eval()(x).detach()])
+for other in results[1:]:
+    for got, want in zip(other, results[0], strict=True):
+        assert torch.equal(got, want)
+
+y, bn_param, cache = door.batchnorm_train_cached(x.numpy(), gamma.numpy(), beta.numpy(), {{"momentum": 0}})
+numpys = [y, *door.batchnorm_backward(dy.numpy(), cache), bn_param["running_mean"]]
+torchs = [*results[0][:4], x.mean((0, 2, 3))]
+# float32 on torch's side: a few units of values below 8, of sums of 200 such values
+for got, want, largest in zip(numpys, torchs, (8, 8, 1600, 1600, 8), strict=True):
+    error = np.abs(got - want.numpy()).max()
+    assert error <= 8 * 2.0**-24 * largest, error
+predicted = door.batchnorm_predict(x.numpy(), None, None, bn_param)
+assert np.abs(predicted - door.batchnorm_train(x.numpy(), None, None, {{}})[0]).max() <= 16 * 2.0**-24 * 8
+everything = door.Population(1).add(x.numpy())
+print("works")
+"""
+
+
+@pytest.mark.slow
+def test_the_package_builds_without_cmake_or_a_compiler_and_both_doors_work(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    for name in ("src", "native"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "_native*"))
+    for name in ("pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", str(target))
+    without_compiler = {
+        "NORMWRIGHT_PURE": "1",
+        "CXX": "/bin/false",
+        "CC": "/bin/false",
+        "CMAKE_GENERATOR": "none",
+    }
+    built = subprocess.run(
+        [sys.executable, *pip, str(source)],
+        env={**os.environ, **without_compiler},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    assert not list(target.rglob("*.so"))
+    assert (target / "normwright" / "py.typed").exists()
+    # -S: no .pth files, so that the editable install that these tests run from does not answer instead
+    code = TRY_IT.format(path=[str(target), sysconfig.get_path("purelib")], target=str(target))
+    tried = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=False)
+    assert tried.returncode == 0, tried.stderr
+    assert tried.stdout.strip() == "works"
