@@ -32,14 +32,21 @@ INLINE void apply_last(const T* x, Layout from, T* y, Layout to, Tile tile, Appl
   using P = Pack<T>;
   const Strip<T> strip{tile.c1 - tile.c0};
   const ApplyNumbers<T> here{n.center + tile.c0, n.scale + tile.c0, n.shift + tile.c0};
-  for (int64_t o = tile.o0; o < tile.o1; ++o) {
-    const T* row = x + o * from.stride + tile.c0;
-    T* out = y + o * to.stride + tile.c0;
-    for (int64_t p = 0; p < strip.packs(); ++p) {
-      const P value = (strip.load(row, p) - strip.load(here.center, p)) * strip.load(here.scale, p) + strip.load(here.shift, p);
-      if (strip.narrow()) value.store_first(out, strip.width);
-      else value.template put<Stream>(out + strip.column(p));
-    }
+  for (int64_t first = tile.o0, last; first < tile.o1; first = last) {
+    last = first + strip.rows_together() < tile.o1 ? first + strip.rows_together() : tile.o1;
+    each_packs(strip, [&]<int packs>(int64_t p) {
+      P center[packs], scale[packs], shift[packs];
+      for (int j = 0; j < packs; ++j) {
+        center[j] = strip.template load<packs>(here.center, p + j);
+        scale[j] = strip.template load<packs>(here.scale, p + j);
+        shift[j] = strip.template load<packs>(here.shift, p + j);
+      }
+      for (int64_t o = first; o < last; ++o)
+        for (int j = 0; j < packs; ++j) {
+          const P value = strip.template load<packs>(x + o * from.stride + tile.c0, p + j);
+          strip.template put<packs, Stream>((value - center[j]) * scale[j] + shift[j], y + o * to.stride + tile.c0, p + j);
+        }
+    });
   }
 }
 

@@ -77,36 +77,31 @@ template <class T>
 INLINE void grad_sums_rows(const T* x, int64_t x_stride, const T* dy, int64_t dy_stride, int64_t some, Strip<T> strip,
                            XHatNumbers<T> n, StripGradSums<T>& g) {
   using P = Pack<T>;
-  for (int64_t p = 0; p < strip.packs(); ++p) {
-    const P center = strip.load(n.center, p), rstd = strip.load(n.rstd, p), offset = strip.load(n.offset, p);
-    Wide<T> dz_sum = Wide<T>::load(g.block_dz + p * P::size);
-    Wide<T> dz_x_hat_sum = Wide<T>::load(g.block_dz_x_hat + p * P::size);
-    if (some == 8 && !strip.narrow()) {
-      const int64_t c = strip.column(p);
-      P t[8], u[8];
-      for (int k = 0; k < 8; ++k) {
-        prefetch(x + (8 + k) * x_stride + c);
-        prefetch(dy + (8 + k) * dy_stride + c);
-        t[k] = P::load(dy + k * dy_stride + c);
-        u[k] = t[k] * ((P::load(x + k * x_stride + c) - center) * rstd + offset);
-      }
-      accumulate(dz_sum, widen(tree(t)));
-      accumulate(dz_x_hat_sum, widen(tree(u)));
-    } else {
-      for (int64_t k = 0; k < some; ++k) {
-        const P dz = strip.load(dy + k * dy_stride, p);
-        accumulate(dz_sum, widen(dz));
-        accumulate(dz_x_hat_sum, widen(dz * ((strip.load(x + k * x_stride, p) - center) * rstd + offset)));
-      }
+  each_packs(strip, [&]<int packs>(int64_t p) {
+    P center[packs], rstd[packs], offset[packs], sum[packs], product[packs];
+    for (int j = 0; j < packs; ++j) {
+      center[j] = strip.template load<packs>(n.center, p + j);
+      rstd[j] = strip.template load<packs>(n.rstd, p + j);
+      offset[j] = strip.template load<packs>(n.offset, p + j);
+      sum[j] = product[j] = P::zero();
     }
-    dz_sum.store(g.block_dz + p * P::size);
-    dz_x_hat_sum.store(g.block_dz_x_hat + p * P::size);
-  }
+    for (int64_t k = 0; k < some; ++k)
+      for (int j = 0; j < packs; ++j) {
+        const P dz = strip.template load<packs>(dy + k * dy_stride, p + j);
+        const P x_hat = (strip.template load<packs>(x + k * x_stride, p + j) - center[j]) * rstd[j] + offset[j];
+        sum[j] = sum[j] + dz;
+        product[j] = product[j] + dz * x_hat;
+      }
+    for (int j = 0; j < packs; ++j) {
+      add_to(g.block_dz + (p + j) * P::size, widen(sum[j]));
+      add_to(g.block_dz_x_hat + (p + j) * P::size, widen(product[j]));
+    }
+  });
 }
 
 template <class T>
 INLINE void grad_sums_last(const T* x, Layout from, const T* dy, Layout dense, Tile tile, XHatNumbers<T> n, Sums out) {
-  constexpr int64_t block = 512;  // rows between flushes: a chain of 64 additions in double
+  constexpr int64_t block = sizeof(T) == 4 ? 512 : 128;  // rows between flushes: a chain of 64 (16) sums in double
   const Strip<T> strip{tile.c1 - tile.c0};
   const int64_t lanes = strip.packs() * Pack<T>::size;
   const XHatNumbers<T> here{n.center + tile.c0, n.rstd + tile.c0, n.offset + tile.c0};
@@ -123,10 +118,10 @@ INLINE void grad_sums_last(const T* x, Layout from, const T* dy, Layout dense, T
       two_sum(g.dz_x_hat[k], g.dz_x_hat_tail[k], g.block_dz_x_hat[k]);
     }
   }
-  strip.put(g.dz, out.first + tile.c0);
-  strip.put(g.dz_tail, out.first_tail + tile.c0);
-  strip.put(g.dz_x_hat, out.second + tile.c0);
-  strip.put(g.dz_x_hat_tail, out.second_tail + tile.c0);
+  strip.spread(g.dz, out.first + tile.c0);
+  strip.spread(g.dz_tail, out.first_tail + tile.c0);
+  strip.spread(g.dz_x_hat, out.second + tile.c0);
+  strip.spread(g.dz_x_hat_tail, out.second_tail + tile.c0);
 }
 
 template <class T>

@@ -1,12 +1,15 @@
-// moments: per channel the sum and m2 = sum (x - mean)^2, in blocks small enough to stay in L1.
+// moments: per channel the sum and m2 = sum (x - mean)^2, in blocks small enough to stay in L1 or L2.
 //
-// Each block is swept twice: once for its sum, once for the squares about its mean rounded to T ("pivot"). With
-// x - pivot exact where it matters, sum (x - mean)^2 = sum (x - pivot)^2 - n (mean - pivot)^2 without cancellation.
-// Blocks are merged by Chan's formula in double. Squares are added eight deep in T, then in double, so the longest chain
-// of T roundings is three.
+// A block is swept once: for its sum, and for the squares about a pivot, a T near the mean (the mean of what came before,
+// or of a first few values). With x - pivot exact where it matters,
+//
+//     sum (x - mean)^2 = sum (x - pivot)^2 - n (mean - pivot)^2
+//
+// loses no more than a bit where the second term is at most half of the first. Where it is more, the block is swept again
+// about its own mean. Blocks are merged by Chan's formula in double. Squares are added eight deep in T, then in double.
 
 constexpr int64_t kBlockBytes = 8192;       // of one channel, channels in the middle
-constexpr int64_t kRowBlockBytes = 65536;   // of one strip, channels last
+constexpr int64_t kRowBlockBytes = 262144; // of one strip, channels last
 
 // Moments of a growing range of one channel. Means are compared as distances from the first block's pivot: a difference
 // of pivots is exact, a difference of quotients is not.
@@ -28,6 +31,9 @@ struct Merged {
 
 // Squares of floats far from 1 leave the range of float; they are then done again in double. `m2 == 0` may mean that.
 INLINE bool out_of_range(double m2, double n) { return !(m2 >= n * 1e-34 && m2 <= 1e34); }
+
+// True too where a sum is not a number.
+INLINE bool cancels(double squares, double n, double off) { return !(n * off * off <= 0.5 * squares); }
 
 // Sums about a pivot: of (x - pivot)^2, and for doubles of x - pivot. (For floats the double mean less the pivot says
 // as much.)
@@ -51,66 +57,96 @@ struct AboutPivot {
   }
 };
 
-// Adds one run. Wider: square in double. The run is in cache and memory idle: what comes `next` is fetched meanwhile.
-template <class T, bool Wider>
-INLINE void add_about_pivot(const T* run, int64_t length, T pivot, AboutPivot<T>& sums, const T* next) {
+// A block of one channel: `runs` runs of `length` contiguous values, `stride` apart. The next one begins at `next`.
+template <class T>
+struct Block {
+  const T* x;
+  int64_t runs, length, stride;
+  const T* next;
+  double n() const { return double(runs * length); }
+};
+
+template <class T>
+INLINE void sweep(const Block<T>& b, T pivot, ExactSum<T>& even, ExactSum<T>& odd, AboutPivot<T>& about) {
   using P = Pack<T>;
   const P p = P::of(pivot);
-  int64_t i = 0;
-  if constexpr (Wider) {
-    for (; i + P::size <= length; i += P::size) sums.add_wider(P::load(run + i) - p);
-    if (i < length) sums.add_wider(load_uncounted(run, length, pivot) - p);
-  } else {
-    for (; i + 8 * P::size <= length; i += 8 * P::size) {
+  for (int64_t r = 0; r < b.runs; ++r) {
+    const T *run = b.x + r * b.stride, *next = b.next + r * b.stride;
+    int64_t i = 0;
+    for (; i + 8 * P::size <= b.length; i += 8 * P::size) {
       P d[8];
       for (int k = 0; k < 8; ++k) {
+        const T* at = run + i + k * P::size;
         prefetch(next + i + k * P::size);
-        d[k] = P::load(run + i + k * P::size) - p;
+        (k % 2 ? odd : even).add(load_wide(at));
+        d[k] = P::load(at) - p;
       }
-      sums.add_eight(d);
+      about.add_eight(d);
     }
-    for (; i + P::size <= length; i += P::size) {
+    for (; i + P::size <= b.length; i += P::size) {
       prefetch(next + i);
-      sums.add(P::load(run + i) - p);
+      even.add(load_wide(run + i));
+      about.add(P::load(run + i) - p);
     }
-    if (i < length) sums.add(load_uncounted(run, length, pivot) - p);
+    if (i < b.length) {
+      odd.add(widen(load_uncounted(run, b.length, T(0))));
+      about.add(load_uncounted(run, b.length, pivot) - p);
+    }
   }
 }
 
-// One block of one channel: `runs` runs of `length` contiguous values, `stride` apart; the next block begins at `next`.
-template <class T>
-INLINE void merge_block(const T* x, int64_t runs, int64_t length, int64_t stride, Merged& merged, const T* next) {
+// The squares alone, once more. Wider: square in double.
+template <class T, bool Wider>
+INLINE void sweep_again(const Block<T>& b, T pivot, AboutPivot<T>& about) {
   using P = Pack<T>;
-  ExactSum<T> even, odd;  // two, to hide the latency of addition
-  for (int64_t r = 0; r < runs; ++r) {
-    const T* run = x + r * stride;
+  const P p = P::of(pivot);
+  about = AboutPivot<T>{};
+  for (int64_t r = 0; r < b.runs; ++r) {
+    const T* run = b.x + r * b.stride;
     int64_t i = 0;
-    for (; i + 2 * P::size <= length; i += 2 * P::size) {
-      even.add(load_wide(run + i));
-      odd.add(load_wide(run + i + P::size));
+    for (; i + P::size <= b.length; i += P::size) {
+      if constexpr (Wider) about.add_wider(P::load(run + i) - p);
+      else about.add(P::load(run + i) - p);
     }
-    for (; i + P::size <= length; i += P::size) even.add(load_wide(run + i));
-    if (i < length) odd.add(widen(load_uncounted(run, length, T(0))));
+    if (i < b.length) {
+      if constexpr (Wider) about.add_wider(load_uncounted(run, b.length, pivot) - p);
+      else about.add(load_uncounted(run, b.length, pivot) - p);
+    }
   }
+}
+
+template <class T>
+INLINE void merge_block(const Block<T>& b, Merged& merged) {
+  const double n = b.n();
+  double pivot_of = merged.pivot + merged.shift;
+  if (merged.count == 0) {
+    const int64_t few = b.length < 64 ? b.length : 64;
+    pivot_of = 0;
+    for (int64_t i = 0; i < few; ++i) pivot_of += double(b.x[i]) / double(few);
+  }
+  T pivot = T(pivot_of);
+  ExactSum<T> even, odd;  // two, to hide the latency of addition
+  AboutPivot<T> about;
+  sweep(b, pivot, even, odd, about);
+
   double sum, tail, more, more_tail;
   even.total(sum, tail);
   odd.total(more, more_tail);
   two_sum(sum, tail, more);
   tail += more_tail;
-
-  const double n = double(runs * length);
   const double mean = (sum + tail) / n;
-  const T pivot = T(mean);
-  AboutPivot<T> sums;
-  for (int64_t r = 0; r < runs; ++r) add_about_pivot<T, false>(x + r * stride, length, pivot, sums, next + r * stride);
-  double squares = sum_of_lanes(sums.squares);
-  double off = sum_of_lanes(sums.differences) / n;
-  if constexpr (sizeof(T) == 4) {
-    if (out_of_range(squares, n)) {
-      sums = AboutPivot<T>{};
-      for (int64_t r = 0; r < runs; ++r) add_about_pivot<T, true>(x + r * stride, length, pivot, sums, next);
-      squares = sum_of_lanes(sums.squares);
-    }
+  const auto off_pivot = [&] { return sizeof(T) == 8 ? sum_of_lanes(about.differences) / n : mean - double(pivot); };
+  double squares = sum_of_lanes(about.squares), off = off_pivot();
+  if (cancels(squares, n, off)) {
+    pivot = T(mean);
+    sweep_again<T, false>(b, pivot, about);
+    squares = sum_of_lanes(about.squares);
+    off = off_pivot();
+  }
+  if (sizeof(T) == 4 && out_of_range(squares, n)) {
+    pivot = T(mean);
+    sweep_again<T, true>(b, pivot, about);
+    squares = sum_of_lanes(about.squares);
     off = mean - double(pivot);
   }
   merged.merge(n, sum, tail, squares, double(pivot), off);
@@ -130,13 +166,15 @@ void moments_middle(const T* x, Layout at, Tile tile, Sums out) {
         for (int64_t i = tile.i0; i < tile.i1; i += piece) {
           const T* from = channel + o * at.stride + i;
           const bool more = i + piece < tile.i1;
-          merge_block(from, 1, more ? piece : tile.i1 - i, 0, merged, more ? from + piece : from - i + tile.i0 + at.stride);
+          const T* next = more ? from + piece : from - i + tile.i0 + at.stride;
+          merge_block(Block<T>{from, 1, more ? piece : tile.i1 - i, 0, next}, merged);
         }
     } else {
       const int64_t runs = block / length;
       for (int64_t o = tile.o0; o < tile.o1; o += runs) {
         const T* from = channel + o * at.stride + tile.i0;
-        merge_block(from, o + runs < tile.o1 ? runs : tile.o1 - o, length, at.stride, merged, from + runs * at.stride);
+        const int64_t some = o + runs < tile.o1 ? runs : tile.o1 - o;
+        merge_block(Block<T>{from, some, length, at.stride, from + runs * at.stride}, merged);
       }
     }
     out.first[c] = merged.sum;
@@ -160,14 +198,26 @@ struct Strip {
     const int64_t c = pack * size;
     return c + size <= width || narrow() ? c : width - size;
   }
+  // Only a lone pack can be narrow: work on several at a time need not ask.
+  template <int packs = 1>
   INLINE Pack<T> load(const T* row, int64_t pack) const {
-    return narrow() ? Pack<T>::load_first(row, width, T(0)) : Pack<T>::load(row + column(pack));
+    return packs == 1 && narrow() ? Pack<T>::load_first(row, width, T(0)) : Pack<T>::load(row + column(pack));
   }
+  template <int packs>
   INLINE Wide<T> load_wide(const T* row, int64_t pack) const {
-    return narrow() ? widen(Pack<T>::load_first(row, width, T(0))) : ::normwright::NORMWRIGHT_ISA::load_wide(row + column(pack));
+    return packs == 1 && narrow() ? widen(Pack<T>::load_first(row, width, T(0)))
+                                  : ::normwright::NORMWRIGHT_ISA::load_wide(row + column(pack));
+  }
+  // Rows whose per-channel numbers stay in registers while they are written. Where a strip is too wide for that, memory
+  // prefers whole rows.
+  int64_t rows_together() const { return packs() <= 4 ? 8 : 1; }
+  template <int packs, bool Stream>
+  INLINE void put(Pack<T> value, T* row, int64_t pack) const {
+    if (packs == 1 && narrow()) value.store_first(row, width);
+    else value.template put<Stream>(row + column(pack));
   }
   // From accumulators, indexed by pack, to an array indexed by column.
-  INLINE void put(const double* accumulated, double* out) const {
+  INLINE void spread(const double* accumulated, double* out) const {
     for (int64_t p = 0; p < packs(); ++p)
       for (int k = 0; k < size && k < width; ++k) out[column(p) + k] = accumulated[p * size + k];
   }
@@ -182,69 +232,99 @@ struct StripMoments {
   T pivot[kLanes];
 };
 
+// Calls work<packs>(first pack) over all packs of a strip: four at a time, so that rows are read in long pieces.
+template <class T, class Work>
+INLINE void each_packs(Strip<T> strip, Work work) {
+  int64_t p = 0;
+  for (; p + 4 <= strip.packs(); p += 4) work.template operator()<4>(p);
+  for (; p < strip.packs(); ++p) work.template operator()<1>(p);
+}
+
 template <class T>
-INLINE void block_sums(const T* x, int64_t rows, int64_t stride, Strip<T> strip, StripMoments<T>& m) {
-  constexpr int size = Pack<T>::size;
-  for (int64_t k = 0; k < strip.packs() * size; ++k) m.block_sum[k] = m.block_tail[k] = 0;
+INLINE void strip_sweep(const T* x, int64_t rows, int64_t stride, Strip<T> strip, StripMoments<T>& m) {
+  using P = Pack<T>;
+  for (int64_t k = 0; k < strip.packs() * P::size; ++k)
+    m.block_sum[k] = m.block_tail[k] = m.block_squares[k] = m.block_differences[k] = 0;
   for (int64_t r = 0; r < rows; r += 8) {
     const int64_t some = rows - r < 8 ? rows - r : 8;
-    for (int64_t p = 0; p < strip.packs(); ++p) {
-      ExactSum<T> sum;
-      if constexpr (sizeof(T) == 4) sum.sum = Wide<T>::load(m.block_sum + p * size);
-      else sum.sum = Pack<T>::load(m.block_sum + p * size), sum.tails = Pack<T>::load(m.block_tail + p * size);
-      if (some == 8 && !strip.narrow()) {
-        const T* at = x + r * stride + strip.column(p);
-        for (int k = 0; k < 8; ++k) sum.add(load_wide(at + k * stride));
-      } else {
-        for (int64_t k = 0; k < some; ++k) sum.add(strip.load_wide(x + (r + k) * stride, p));
+    each_packs(strip, [&]<int packs>(int64_t p) {
+      ExactSum<T> sum[packs];
+      P pivot[packs], squares[packs], differences[packs];
+      for (int j = 0; j < packs; ++j) {
+        sum[j].load(m.block_sum + (p + j) * P::size, m.block_tail + (p + j) * P::size);
+        pivot[j] = P::load(m.pivot + (p + j) * P::size);
+        squares[j] = differences[j] = P::zero();
       }
-      if constexpr (sizeof(T) == 4) sum.sum.store(m.block_sum + p * size);
-      else sum.sum.store(m.block_sum + p * size), sum.tails.store(m.block_tail + p * size);
-    }
+      for (int64_t k = 0; k < some; ++k)
+        for (int j = 0; j < packs; ++j) {
+          const T* row = x + (r + k) * stride;
+          sum[j].add(strip.template load_wide<packs>(row, p + j));
+          const P d = strip.template load<packs>(row, p + j) - pivot[j];
+          squares[j] = squares[j] + d * d;
+          if constexpr (sizeof(T) == 8) differences[j] = differences[j] + d;
+        }
+      for (int j = 0; j < packs; ++j) {
+        sum[j].store(m.block_sum + (p + j) * P::size, m.block_tail + (p + j) * P::size);
+        add_to(m.block_squares + (p + j) * P::size, widen(squares[j]));
+        if constexpr (sizeof(T) == 8) add_to(m.block_differences + (p + j) * P::size, widen(differences[j]));
+      }
+    });
   }
 }
 
 template <class T, bool Wider>
-INLINE void block_about_pivot(const T* x, int64_t rows, int64_t stride, Strip<T> strip, StripMoments<T>& m) {
+INLINE void strip_sweep_again(const T* x, int64_t rows, int64_t stride, Strip<T> strip, StripMoments<T>& m) {
   using P = Pack<T>;
   for (int64_t k = 0; k < strip.packs() * P::size; ++k) m.block_squares[k] = m.block_differences[k] = 0;
-  for (int64_t r = 0; r < rows; r += 8) {
-    const int64_t some = rows - r < 8 ? rows - r : 8;
+  for (int64_t r = 0; r < rows; ++r)
     for (int64_t p = 0; p < strip.packs(); ++p) {
-      AboutPivot<T> sums;
-      sums.squares = Wide<T>::load(m.block_squares + p * P::size);
-      if constexpr (sizeof(T) == 8) sums.differences = Wide<T>::load(m.block_differences + p * P::size);
-      const P pivot = P::load(m.pivot + p * P::size);
-      if (some == 8 && !strip.narrow() && !Wider) {
-        const T* at = x + r * stride + strip.column(p);
-        P d[8];
-        for (int k = 0; k < 8; ++k) {
-          prefetch(at + (rows + k) * stride);  // the same place in the next block
-          d[k] = P::load(at + k * stride) - pivot;
-        }
-        sums.add_eight(d);
-      } else {
-        for (int64_t k = 0; k < some; ++k) {
-          const P d = strip.load(x + (r + k) * stride, p) - pivot;
-          if constexpr (Wider) sums.add_wider(d);
-          else sums.add(d);
-        }
-      }
-      sums.squares.store(m.block_squares + p * P::size);
-      if constexpr (sizeof(T) == 8) sums.differences.store(m.block_differences + p * P::size);
+      const P d = strip.load(x + r * stride, p) - P::load(m.pivot + p * P::size);
+      AboutPivot<T> about;
+      if constexpr (Wider) about.add_wider(d);
+      else about.add(d);
+      add_to(m.block_squares + p * P::size, about.squares);
+      if constexpr (sizeof(T) == 8) add_to(m.block_differences + p * P::size, about.differences);
     }
-  }
 }
 
-// A column of one value is no reason to square in double: its squares are 0, and its sum n times that value, exactly.
+// The mean of the first rows (of 32, so that hardly one column in a million has it off by a deviation), or of all that
+// came before.
 template <class T>
-INLINE bool any_out_of_range(const StripMoments<T>& m, int64_t used, double n) {
-  bool any = false;
-  for (int64_t k = 0; k < used; ++k) {
-    const bool constant = m.block_squares[k] == 0 && m.block_sum[k] == n * double(m.pivot[k]);
-    any |= out_of_range(m.block_squares[k], n) && !constant;
+INLINE void strip_pivot(const T* x, int64_t rows, int64_t stride, Strip<T> strip, bool first, StripMoments<T>& m) {
+  constexpr int size = Pack<T>::size;
+  const int64_t lanes = strip.packs() * size, few = rows < 32 ? rows : 32;
+  if (!first) {
+    for (int64_t k = 0; k < lanes; ++k) m.pivot[k] = T(m.pivot0[k] + m.shift[k]);
+    return;
   }
-  return any;
+  each_packs(strip, [&]<int packs>(int64_t p) {
+    Wide<T> sum[packs];
+    for (int j = 0; j < packs; ++j) sum[j] = Wide<T>::zero();
+    for (int64_t r = 0; r < few; ++r)
+      for (int j = 0; j < packs; ++j) accumulate(sum[j], strip.template load_wide<packs>(x + r * stride, p + j));
+    for (int j = 0; j < packs; ++j) sum[j].store(m.pivot0 + (p + j) * size);
+  });
+  const double per_few = 1 / double(few);
+  for (int64_t k = 0; k < lanes; ++k) m.pivot[k] = T(m.pivot0[k] * per_few);
+}
+
+// Whether a column must be swept again (`cancels`), or in double (`range`).
+struct Again {
+  bool cancels = false, range = false;
+};
+
+template <class T>
+INLINE Again strip_again(const StripMoments<T>& m, int64_t used, double n) {
+  Again again;
+  const double per_n = 1 / n;
+  for (int64_t k = 0; k < used; ++k) {
+    const double pivot = double(m.pivot[k]), squares = m.block_squares[k];
+    const double off = sizeof(T) == 8 ? m.block_differences[k] * per_n : m.block_sum[k] * per_n - pivot;
+    again.cancels |= cancels(squares, n, off);
+    // A column of one value is no reason: its squares are 0, and its sum n times that value, exactly.
+    again.range |= sizeof(T) == 4 && out_of_range(squares, n) && !(squares == 0 && m.block_sum[k] == n * pivot);
+  }
+  return again;
 }
 
 // Merged::merge for every column of a strip.
@@ -266,8 +346,8 @@ INLINE void merge_strip(StripMoments<T>& m, int64_t lanes, double n, double befo
 template <class T>
 void moments_last(const T* x, Layout at, Tile tile, Sums out) {
   const Strip<T> strip{tile.c1 - tile.c0};
-  const int64_t lanes = strip.packs() * Pack<T>::size;
-  const int64_t fitting = kRowBlockBytes / int64_t(sizeof(T)) / lanes / 8 * 8;
+  const int64_t lanes = strip.packs() * Pack<T>::size, used = strip.narrow() ? strip.width : lanes;
+  const int64_t fitting = kRowBlockBytes<T> / int64_t(sizeof(T)) / lanes / 8 * 8;
   const int64_t block = fitting < 16 ? 16 : fitting;
   StripMoments<T> m;
   for (int64_t k = 0; k < lanes; ++k) m.sum[k] = m.sum_tail[k] = m.m2[k] = m.m2_tail[k] = m.shift[k] = 0;
@@ -276,19 +356,20 @@ void moments_last(const T* x, Layout at, Tile tile, Sums out) {
     const int64_t rows = o + block < tile.o1 ? block : tile.o1 - o;
     const double n = double(rows);
     const T* from = x + o * at.stride + tile.c0;
-    block_sums(from, rows, at.stride, strip, m);
-    for (int64_t k = 0; k < lanes; ++k) m.pivot[k] = T((m.block_sum[k] + m.block_tail[k]) * (1 / n));
-    block_about_pivot<T, false>(from, rows, at.stride, strip, m);
-    if constexpr (sizeof(T) == 4) {
-      if (any_out_of_range(m, strip.narrow() ? strip.width : lanes, n))
-        block_about_pivot<T, true>(from, rows, at.stride, strip, m);
+    strip_pivot(from, rows, at.stride, strip, o == tile.o0, m);
+    strip_sweep(from, rows, at.stride, strip, m);
+    Again again = strip_again(m, used, n);
+    if (again.cancels || again.range) {
+      for (int64_t k = 0; k < lanes; ++k) m.pivot[k] = T((m.block_sum[k] + m.block_tail[k]) / n);
+      if (!again.range) strip_sweep_again<T, false>(from, rows, at.stride, strip, m);
+      if (again.range || strip_again(m, used, n).range) strip_sweep_again<T, true>(from, rows, at.stride, strip, m);
     }
     merge_strip(m, lanes, n, double(o - tile.o0));
   }
-  strip.put(m.sum, out.first + tile.c0);
-  strip.put(m.sum_tail, out.first_tail + tile.c0);
-  strip.put(m.m2, out.second + tile.c0);
-  strip.put(m.m2_tail, out.second_tail + tile.c0);
+  strip.spread(m.sum, out.first + tile.c0);
+  strip.spread(m.sum_tail, out.first_tail + tile.c0);
+  strip.spread(m.m2, out.second + tile.c0);
+  strip.spread(m.m2_tail, out.second_tail + tile.c0);
 }
 
 template <class T>

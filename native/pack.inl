@@ -171,6 +171,14 @@ INLINE void accumulate(Wide<T>& sum, Wide<T> x) {
   for (int k = 0; k < Wide<T>::parts; ++k) sum.p[k] = sum.p[k] + x.p[k];
 }
 
+// Adds to sums that lie in memory.
+template <class T>
+INLINE void add_to(double* sums, Wide<T> x) {
+  Wide<T> sum = Wide<T>::load(sums);
+  accumulate(sum, x);
+  sum.store(sums);
+}
+
 // (sum, tail) <- (sum, tail) + x without rounding error (Knuth's two-sum).
 INLINE void two_sum(double& sum, double& tail, double x) {
   const double s = sum + x;
@@ -193,6 +201,8 @@ template <>
 struct ExactSum<float> {
   Wide<float> sum = Wide<float>::zero();
   INLINE void add(Wide<float> x) { accumulate(sum, x); }
+  INLINE void load(const double* value, const double*) { sum = Wide<float>::load(value); }
+  INLINE void store(double* value, double*) const { sum.store(value); }
   INLINE void total(double& value, double& tail) const {
     double lanes[16];
     sum.store(lanes);
@@ -204,6 +214,14 @@ template <>
 struct ExactSum<double> {
   Pack<double> sum = Pack<double>::zero(), tails = Pack<double>::zero();
   INLINE void add(Wide<double> x) { two_sum(sum, tails, x.p[0]); }
+  INLINE void load(const double* value, const double* tail) {
+    sum = Pack<double>::load(value);
+    tails = Pack<double>::load(tail);
+  }
+  INLINE void store(double* value, double* tail) const {
+    sum.store(value);
+    tails.store(tail);
+  }
   INLINE void total(double& value, double& tail) const {
     double lanes[8], rests[8];
     sum.store(lanes);

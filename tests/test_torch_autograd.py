@@ -47,16 +47,16 @@ def test_gradients_and_their_gradients_are_right(layout, options, training):
 @MODES
 @pytest.mark.parametrize("options", OPTIONS)
 def test_a_gradient_that_will_be_differentiated_is_the_same_gradient(options, training):
-    x, dy = normal(6, 5, 7, dtype=F64, mean=100), normal(6, 5, 7, dtype=F64, seed=1)
+    x, dy = leaf(normal(6, 5, 7, dtype=F64, mean=100)), leaf(normal(6, 5, 7, dtype=F64, seed=1))
     ours, theirs, leaves = layer_and_leaves(x, training, **OPTIONS[options])
-    x = leaf(x)
     first = torch.autograd.grad(ours(x), [x, *leaves], dy)
     again = torch.autograd.grad(ours(x), [x, *leaves], dy, create_graph=True)
     torchs = torch.autograd.grad(theirs(x), [x, *theirs.parameters()], dy)
     for k, (got, want, their) in enumerate(zip(again, first, torchs, strict=True)):
         agree(f"gradient {k}", got, want, BOUND)
         agree(f"gradient {k} beside torch's", got, their, BOUND)
-    assert again[0].requires_grad
+        assert got.requires_grad
+        assert not want.requires_grad
 
 
 @MODES
@@ -65,13 +65,13 @@ def test_second_order_gradients_are_torchs(options, training):
     x, dy = normal(6, 5, 7, dtype=F64), normal(6, 5, 7, dtype=F64, seed=1)
     results = []
     for layer in layer_and_leaves(x, training, **OPTIONS[options])[:2]:
-        z, leaves = leaf(x), list(layer.parameters())
-        penalty = torch.autograd.grad(layer(z), [z, *leaves], dy, create_graph=True)
+        z, dz, leaves = leaf(x), leaf(dy), list(layer.parameters())
+        penalty = torch.autograd.grad(layer(z), [z, *leaves], dz, create_graph=True)
         sum(g.square().sum() for g in penalty).backward()
-        results.append([z.grad, *(p.grad for p in leaves)])
+        results.append([z.grad, dz.grad, *(p.grad for p in leaves)])
     for k, (got, want) in enumerate(zip(*results, strict=True)):
-        if want is None:  # the bias changes no gradient
-            assert got is None or not got.any()
+        if want is None or got is None:  # the bias changes no gradient, nor x one of fixed statistics
+            assert not any(g is not None and g.any() for g in (got, want))
         else:
             agree(f"gradient {k}", got, want, BOUND * 1000)  # squares of sums
 
