@@ -8,8 +8,10 @@
 // loses no more than a bit where the second term is at most half of the first. Where it is more, the block is swept again
 // about its own mean. Blocks are merged by Chan's formula in double. Squares are added eight deep in T, then in double.
 
-constexpr int64_t kBlockBytes = 8192;       // of one channel, channels in the middle
-constexpr int64_t kRowBlockBytes = 262144; // of one strip, channels last
+constexpr int64_t kBlockBytes = 8192;  // of one channel, channels in the middle
+// Of one strip, channels last. Doubles are added in doubles: their chains must be short for the rounding's sake.
+template <class T>
+constexpr int64_t kRowBlockBytes = sizeof(T) == 4 ? 262144 : 32768;
 
 // Moments of a growing range of one channel. Means are compared as distances from the first block's pivot: a difference
 // of pivots is exact, a difference of quotients is not.

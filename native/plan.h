@@ -35,7 +35,7 @@ inline Plan make_plan(Layout at) {
   // Fewer than 16 channels fill no vector: 16 rows are then seen as one of 16 times the channels.
   constexpr int64_t kFold = 16;
   // Values per tile: enough tiles for many threads, few enough that merging them costs nothing.
-  const int64_t values = std::clamp<int64_t>(at.count() * at.channels / 64, 1 << 16, 1 << 20);
+  const int64_t values = std::clamp<int64_t>(at.count() * at.channels / 64, 1 << 15, 1 << 20);
   Plan p{};
   p.repeat = 1;
   p.rest = {0, at.channels, 1, at.stride};
