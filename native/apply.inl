@@ -34,17 +34,17 @@ INLINE void apply_last(const T* x, Layout from, T* y, Layout to, Tile tile, Appl
   const ApplyNumbers<T> here{n.center + tile.c0, n.scale + tile.c0, n.shift + tile.c0};
   for (int64_t first = tile.o0, last; first < tile.o1; first = last) {
     last = first + strip.rows_together() < tile.o1 ? first + strip.rows_together() : tile.o1;
-    each_packs(strip, [&]<int packs>(int64_t p) {
+    each_packs(strip, [&]<int packs, bool narrow>(int64_t p) {
       P center[packs], scale[packs], shift[packs];
       for (int j = 0; j < packs; ++j) {
-        center[j] = strip.template load<packs>(here.center, p + j);
-        scale[j] = strip.template load<packs>(here.scale, p + j);
-        shift[j] = strip.template load<packs>(here.shift, p + j);
+        center[j] = strip.template load<narrow>(here.center, p + j);
+        scale[j] = strip.template load<narrow>(here.scale, p + j);
+        shift[j] = strip.template load<narrow>(here.shift, p + j);
       }
       for (int64_t o = first; o < last; ++o)
         for (int j = 0; j < packs; ++j) {
-          const P value = strip.template load<packs>(x + o * from.stride + tile.c0, p + j);
-          strip.template put<packs, Stream>((value - center[j]) * scale[j] + shift[j], y + o * to.stride + tile.c0, p + j);
+          const P value = strip.template load<narrow>(x + o * from.stride + tile.c0, p + j);
+          strip.template put<narrow, Stream>((value - center[j]) * scale[j] + shift[j], y + o * to.stride + tile.c0, p + j);
         }
     });
   }

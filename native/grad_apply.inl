@@ -48,22 +48,22 @@ INLINE void grad_apply_last(const T* x, Layout from, const T* dy, T* dx, Layout 
   const GradNumbers<T> gc{g.scale + c, g.mean_dz + c, g.mean_dz_x_hat + c};
   for (int64_t first = tile.o0, last; first < tile.o1; first = last) {
     last = first + strip.rows_together() < tile.o1 ? first + strip.rows_together() : tile.o1;
-    each_packs(strip, [&]<int packs>(int64_t p) {
+    each_packs(strip, [&]<int packs, bool narrow>(int64_t p) {
       P center[packs], rstd[packs], offset[packs], scale[packs], mean_dz[packs], mean_dz_x_hat[packs];
       for (int j = 0; j < packs; ++j) {
-        center[j] = strip.template load<packs>(nc.center, p + j);
-        rstd[j] = strip.template load<packs>(nc.rstd, p + j);
-        offset[j] = strip.template load<packs>(nc.offset, p + j);
-        scale[j] = strip.template load<packs>(gc.scale, p + j);
-        mean_dz[j] = strip.template load<packs>(gc.mean_dz, p + j);
-        mean_dz_x_hat[j] = strip.template load<packs>(gc.mean_dz_x_hat, p + j);
+        center[j] = strip.template load<narrow>(nc.center, p + j);
+        rstd[j] = strip.template load<narrow>(nc.rstd, p + j);
+        offset[j] = strip.template load<narrow>(nc.offset, p + j);
+        scale[j] = strip.template load<narrow>(gc.scale, p + j);
+        mean_dz[j] = strip.template load<narrow>(gc.mean_dz, p + j);
+        mean_dz_x_hat[j] = strip.template load<narrow>(gc.mean_dz_x_hat, p + j);
       }
       for (int64_t o = first; o < last; ++o) {
         const T *row = x + o * from.stride + c, *dy_row = dy + o * dense.stride + c;
         for (int j = 0; j < packs; ++j) {
-          const P value = grad_value(strip.template load<packs>(row, p + j), strip.template load<packs>(dy_row, p + j),
+          const P value = grad_value(strip.template load<narrow>(row, p + j), strip.template load<narrow>(dy_row, p + j),
                                      center[j], rstd[j], offset[j], scale[j], mean_dz[j], mean_dz_x_hat[j]);
-          strip.template put<packs, Stream>(value, dx + o * dense.stride + c, p + j);
+          strip.template put<narrow, Stream>(value, dx + o * dense.stride + c, p + j);
         }
       }
     });

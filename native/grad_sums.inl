@@ -77,18 +77,18 @@ template <class T>
 INLINE void grad_sums_rows(const T* x, int64_t x_stride, const T* dy, int64_t dy_stride, int64_t some, Strip<T> strip,
                            XHatNumbers<T> n, StripGradSums<T>& g) {
   using P = Pack<T>;
-  each_packs(strip, [&]<int packs>(int64_t p) {
+  each_packs(strip, [&]<int packs, bool narrow>(int64_t p) {
     P center[packs], rstd[packs], offset[packs], sum[packs], product[packs];
     for (int j = 0; j < packs; ++j) {
-      center[j] = strip.template load<packs>(n.center, p + j);
-      rstd[j] = strip.template load<packs>(n.rstd, p + j);
-      offset[j] = strip.template load<packs>(n.offset, p + j);
+      center[j] = strip.template load<narrow>(n.center, p + j);
+      rstd[j] = strip.template load<narrow>(n.rstd, p + j);
+      offset[j] = strip.template load<narrow>(n.offset, p + j);
       sum[j] = product[j] = P::zero();
     }
     for (int64_t k = 0; k < some; ++k)
       for (int j = 0; j < packs; ++j) {
-        const P dz = strip.template load<packs>(dy + k * dy_stride, p + j);
-        const P x_hat = (strip.template load<packs>(x + k * x_stride, p + j) - center[j]) * rstd[j] + offset[j];
+        const P dz = strip.template load<narrow>(dy + k * dy_stride, p + j);
+        const P x_hat = (strip.template load<narrow>(x + k * x_stride, p + j) - center[j]) * rstd[j] + offset[j];
         sum[j] = sum[j] + dz;
         product[j] = product[j] + dz * x_hat;
       }
@@ -110,9 +110,9 @@ INLINE void grad_sums_last(const T* x, Layout from, const T* dy, Layout dense, T
   for (int64_t first = tile.o0; first < tile.o1; first += block) {
     const int64_t last = first + block < tile.o1 ? first + block : tile.o1;
     for (int64_t k = 0; k < lanes; ++k) g.block_dz[k] = g.block_dz_x_hat[k] = 0;
-    for (int64_t o = first; o < last; o += 8)
+    for (int64_t o = first; o < last; o += strip.rows_summed())
       grad_sums_rows(x + o * from.stride + tile.c0, from.stride, dy + o * dense.stride + tile.c0, dense.stride,
-                     last - o < 8 ? last - o : 8, strip, here, g);
+                     last - o < strip.rows_summed() ? last - o : strip.rows_summed(), strip, here, g);
     for (int64_t k = 0; k < lanes; ++k) {
       two_sum(g.dz[k], g.dz_tail[k], g.block_dz[k]);
       two_sum(g.dz_x_hat[k], g.dz_x_hat_tail[k], g.block_dz_x_hat[k]);

@@ -198,30 +198,32 @@ struct Strip {
   bool narrow() const { return width < size; }
   INLINE int64_t column(int64_t pack) const {
     const int64_t c = pack * size;
-    return c + size <= width || narrow() ? c : width - size;
+    return c + size <= width ? c : width - size;
   }
-  // Only a lone pack can be narrow: work on several at a time need not ask.
-  template <int packs = 1>
+  // Is the strip narrow, fewer columns than a pack? Known to the compiler, because to ask at every load is slow.
+  template <bool is_narrow>
   INLINE Pack<T> load(const T* row, int64_t pack) const {
-    return packs == 1 && narrow() ? Pack<T>::load_first(row, width, T(0)) : Pack<T>::load(row + column(pack));
+    if constexpr (is_narrow) return Pack<T>::load_first(row, width, T(0));
+    else return Pack<T>::load(row + column(pack));
   }
-  template <int packs>
+  template <bool is_narrow>
   INLINE Wide<T> load_wide(const T* row, int64_t pack) const {
-    return packs == 1 && narrow() ? widen(Pack<T>::load_first(row, width, T(0)))
-                                  : ::normwright::NORMWRIGHT_ISA::load_wide(row + column(pack));
+    if constexpr (is_narrow) return widen(Pack<T>::load_first(row, width, T(0)));
+    else return ::normwright::NORMWRIGHT_ISA::load_wide(row + column(pack));
   }
   // Rows whose per-channel numbers stay in registers while they are written. Where a strip is too wide for that, memory
   // prefers whole rows.
   int64_t rows_together() const { return packs() <= 4 ? 8 : 1; }
-  template <int packs, bool Stream>
+  int64_t rows_summed() const { return packs() <= 4 ? 8 : 4; }
+  template <bool is_narrow, bool Stream>
   INLINE void put(Pack<T> value, T* row, int64_t pack) const {
-    if (packs == 1 && narrow()) value.store_first(row, width);
+    if constexpr (is_narrow) value.store_first(row, width);
     else value.template put<Stream>(row + column(pack));
   }
   // From accumulators, indexed by pack, to an array indexed by column.
   INLINE void spread(const double* accumulated, double* out) const {
     for (int64_t p = 0; p < packs(); ++p)
-      for (int k = 0; k < size && k < width; ++k) out[column(p) + k] = accumulated[p * size + k];
+      for (int k = 0; k < size && k < width; ++k) out[(narrow() ? 0 : column(p)) + k] = accumulated[p * size + k];
   }
 };
 
@@ -234,12 +236,14 @@ struct StripMoments {
   T pivot[kLanes];
 };
 
-// Calls work<packs>(first pack) over all packs of a strip: four at a time, so that rows are read in long pieces.
+// Calls work<packs, narrow>(first pack) over all packs of a strip.
 template <class T, class Work>
 INLINE void each_packs(Strip<T> strip, Work work) {
+  if (strip.narrow()) return work.template operator()<1, true>(0);
   int64_t p = 0;
-  for (; p + 4 <= strip.packs(); p += 4) work.template operator()<4>(p);
-  for (; p < strip.packs(); ++p) work.template operator()<1>(p);
+  if (strip.packs() <= 4)
+    for (; p + 4 <= strip.packs(); p += 4) work.template operator()<4, false>(p);
+  for (; p < strip.packs(); ++p) work.template operator()<1, false>(p);
 }
 
 template <class T>
@@ -247,9 +251,9 @@ INLINE void strip_sweep(const T* x, int64_t rows, int64_t stride, Strip<T> strip
   using P = Pack<T>;
   for (int64_t k = 0; k < strip.packs() * P::size; ++k)
     m.block_sum[k] = m.block_tail[k] = m.block_squares[k] = m.block_differences[k] = 0;
-  for (int64_t r = 0; r < rows; r += 8) {
-    const int64_t some = rows - r < 8 ? rows - r : 8;
-    each_packs(strip, [&]<int packs>(int64_t p) {
+  for (int64_t r = 0; r < rows; r += strip.rows_summed()) {
+    const int64_t some = rows - r < strip.rows_summed() ? rows - r : strip.rows_summed();
+    each_packs(strip, [&]<int packs, bool narrow>(int64_t p) {
       ExactSum<T> sum[packs];
       P pivot[packs], squares[packs], differences[packs];
       for (int j = 0; j < packs; ++j) {
@@ -260,8 +264,8 @@ INLINE void strip_sweep(const T* x, int64_t rows, int64_t stride, Strip<T> strip
       for (int64_t k = 0; k < some; ++k)
         for (int j = 0; j < packs; ++j) {
           const T* row = x + (r + k) * stride;
-          sum[j].add(strip.template load_wide<packs>(row, p + j));
-          const P d = strip.template load<packs>(row, p + j) - pivot[j];
+          sum[j].add(strip.template load_wide<narrow>(row, p + j));
+          const P d = strip.template load<narrow>(row, p + j) - pivot[j];
           squares[j] = squares[j] + d * d;
           if constexpr (sizeof(T) == 8) differences[j] = differences[j] + d;
         }
@@ -278,15 +282,19 @@ template <class T, bool Wider>
 INLINE void strip_sweep_again(const T* x, int64_t rows, int64_t stride, Strip<T> strip, StripMoments<T>& m) {
   using P = Pack<T>;
   for (int64_t k = 0; k < strip.packs() * P::size; ++k) m.block_squares[k] = m.block_differences[k] = 0;
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t p = 0; p < strip.packs(); ++p) {
-      const P d = strip.load(x + r * stride, p) - P::load(m.pivot + p * P::size);
+  each_packs(strip, [&]<int packs, bool narrow>(int64_t p) {
+    for (int j = 0; j < packs; ++j) {
+      const P pivot = P::load(m.pivot + (p + j) * P::size);
       AboutPivot<T> about;
-      if constexpr (Wider) about.add_wider(d);
-      else about.add(d);
-      add_to(m.block_squares + p * P::size, about.squares);
-      if constexpr (sizeof(T) == 8) add_to(m.block_differences + p * P::size, about.differences);
+      for (int64_t r = 0; r < rows; ++r) {
+        const P d = strip.template load<narrow>(x + r * stride, p + j) - pivot;
+        if constexpr (Wider) about.add_wider(d);
+        else about.add(d);
+      }
+      add_to(m.block_squares + (p + j) * P::size, about.squares);
+      if constexpr (sizeof(T) == 8) add_to(m.block_differences + (p + j) * P::size, about.differences);
     }
+  });
 }
 
 // The mean of the first rows (of 32, so that hardly one column in a million has it off by a deviation), or of all that
@@ -299,11 +307,11 @@ INLINE void strip_pivot(const T* x, int64_t rows, int64_t stride, Strip<T> strip
     for (int64_t k = 0; k < lanes; ++k) m.pivot[k] = T(m.pivot0[k] + m.shift[k]);
     return;
   }
-  each_packs(strip, [&]<int packs>(int64_t p) {
+  each_packs(strip, [&]<int packs, bool narrow>(int64_t p) {
     Wide<T> sum[packs];
     for (int j = 0; j < packs; ++j) sum[j] = Wide<T>::zero();
     for (int64_t r = 0; r < few; ++r)
-      for (int j = 0; j < packs; ++j) accumulate(sum[j], strip.template load_wide<packs>(x + r * stride, p + j));
+      for (int j = 0; j < packs; ++j) accumulate(sum[j], strip.template load_wide<narrow>(x + r * stride, p + j));
     for (int j = 0; j < packs; ++j) sum[j].store(m.pivot0 + (p + j) * size);
   });
   const double per_few = 1 / double(few);

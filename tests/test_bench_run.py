@@ -41,7 +41,7 @@ def test_a_small_benchmark_measures_each_state_apart_and_writes_what_it_prints(t
     printed = console.file.getvalue()
     assert "4x3x5x5" in printed
     assert "Never slower than torch" in printed
-    assert "| 4x3x5x5 | channels-last | 0.001 |" in table.from_file(path)
+    assert "| 4x3x5x5 | channels-last | 0.001 |" in table.markdown(measured, about)
 
 
 @measures
@@ -148,20 +148,22 @@ def test_save_names_the_file_after_the_machine(monkeypatch, tmp_path):
 
 
 def test_the_table_command_prints_and_puts_the_table_into_a_file(monkeypatch, tmp_path):
-    monkeypatch.setattr(table, "from_file", lambda path: f"| {path} |\n")
-    assert CliRunner().invoke(app, ["bench", "table", "r.json"]).stdout == "| r.json |\n"
-    readme = tmp_path / "README.md"
-    readme.write_text(f"a\n{table.BEGIN}\n{table.END}\nz\n")
+    results, readme = tmp_path / "r.json", tmp_path / "README.md"
+    records.write(results, [], experiment="bench")
+    monkeypatch.setattr(table, "markdown", lambda measured, about: f"| {about['experiment']} |\n")
+    assert CliRunner().invoke(app, ["table", str(results)]).stdout == "| bench |\n"
+    readme.write_text("a\n<!-- bench:begin -->\n<!-- bench:end -->\nz\n")
     for _ in range(2):
-        assert CliRunner().invoke(app, ["bench", "table", "r.json", "--into", str(readme)]).exit_code == 0
-        assert readme.read_text() == f"a\n{table.BEGIN}\n| r.json |\n{table.END}\nz\n"
+        assert CliRunner().invoke(app, ["table", str(results), "--into", str(readme)]).exit_code == 0
+        assert readme.read_text() == "a\n<!-- bench:begin -->\n| bench |\n<!-- bench:end -->\nz\n"
 
 
 def test_the_table_command_tells_a_wrong_file_in_one_line(tmp_path):
-    path = tmp_path / "results.json"
-    path.write_text(json.dumps({"schema": 0}))
-    for results in (path, tmp_path / "absent.json"):
-        told = CliRunner().invoke(app, ["bench", "table", str(results)])
+    strange, old = tmp_path / "strange.json", tmp_path / "old.json"
+    records.write(strange, [], experiment="weather")
+    old.write_text(json.dumps({"schema": 0}))
+    for results in (strange, old, tmp_path / "absent.json"):
+        told = CliRunner().invoke(app, ["table", str(results)])
         assert told.exit_code == 1
-        assert told.stderr.startswith("normwright bench table: ")
+        assert told.stderr.startswith("normwright table: ")
         assert told.stderr.count("\n") == 1

@@ -1,9 +1,5 @@
 """The tables, from made-up records: every number in them is one of the records', and defeats are seen."""
 
-import json
-
-import pytest
-
 from normwright.bench import table
 from normwright.report.records import Record
 
@@ -113,31 +109,3 @@ def test_what_was_not_measured_is_a_dash():
     without = [r for r in WON if r.where["contender"] != "torch"]
     row = rows(table.markdown(without, ABOUT))[2]
     assert row == ["32x64x56x56", "NCHW", "25.7", "-", "-", "-", "1.25"]
-
-
-def test_putting_the_table_into_a_text_twice_is_putting_it_once():
-    text = f"# Title\n\n{table.BEGIN}\nold\n{table.END}\n\nThe rest.\n"
-    once = table.put_into(text, "| new |\n")
-    assert once == f"# Title\n\n{table.BEGIN}\n| new |\n{table.END}\n\nThe rest.\n"
-    assert table.put_into(once, "| new |\n") == once
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "no markers",
-        table.BEGIN,
-        f"{table.END} {table.BEGIN}",
-        f"{table.BEGIN}{table.END}{table.BEGIN}{table.END}",
-    ],
-)
-def test_a_text_without_its_two_markers_is_refused(text):
-    with pytest.raises(ValueError, match="bench:begin"):
-        table.put_into(text, "new")
-
-
-def test_a_results_file_of_something_else_is_refused(tmp_path):
-    path = tmp_path / "results.json"
-    path.write_text(json.dumps({"schema": 1, "experiment": "demo", "records": []}))
-    with pytest.raises(ValueError, match="expected records of `normwright bench`, got 'demo'"):
-        table.from_file(path)

@@ -155,7 +155,7 @@ def test_python_threads_may_call_the_kernels_at_once():
 
 def test_other_python_threads_run_while_a_kernel_does():
     x, saved = np.ones((64, 4096), F32), np.empty((4, 64))
-    slices = 2000  # of no distance: the same megabyte read for a tenth of a second
+    slices = 1000  # of no distance: the same megabyte read for a tenth of a second
     ticks, finished = [], threading.Event()
 
     def tick():

@@ -6,6 +6,7 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
+import close
 import normwright.torch as nw
 from beside_torch import UNIT, agree, layouts, normal, raised_by, same_bits, step, twins
 
@@ -57,6 +58,15 @@ def test_a_gradient_that_will_be_differentiated_is_the_same_gradient(options, tr
         agree(f"gradient {k} beside torch's", got, their, BOUND)
         assert got.requires_grad
         assert not want.requires_grad
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e3, 1e6])  # |mean| / std, up to what is promised
+def test_a_gradient_that_will_be_differentiated_keeps_the_librarys_line(mean):
+    x, dy = leaf(normal(33, 5, 7, mean=mean)), normal(33, 5, 7, seed=1, mean=0.5)
+    layer = nw.BatchNorm1d(5)
+    gradients = torch.autograd.grad(layer(x), [x, layer.weight, layer.bias], dy, create_graph=True)
+    got = tuple(g.detach().numpy() for g in gradients)
+    close.backward_train(got, dy.numpy(), x.detach().numpy(), None, layer.eps, 1)
 
 
 @MODES

@@ -42,15 +42,8 @@ def demo(
         _stop("normwright demo: stopped; nothing was written.", code=130)
 
 
-bench_app = typer.Typer(
-    help="Measure speed beside torch and the memory floor.", pretty_exceptions_enable=False
-)
-app.add_typer(bench_app, name="bench")
-
-
-@bench_app.callback(invoke_without_command=True)
+@app.command()
 def bench(
-    context: typer.Context,
     quick: Annotated[bool, typer.Option("--quick", help="Few shapes, few rounds: under a minute.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: as many as torch uses.")] = None,
     json: Annotated[Path | None, typer.Option(help="File for the records.")] = None,
@@ -59,8 +52,6 @@ def bench(
     ] = None,
 ) -> None:
     """Measure forward and backward beside torch and the memory floor, values checked first."""
-    if context.invoked_subcommand is not None:
-        return
     _need("torch", {"torch": "torch"})
     from normwright.bench import run as benchmark
     from normwright.bench.timer import WrongValues
@@ -80,22 +71,30 @@ def bench(
         _stop("normwright bench: stopped; nothing was written.", code=130)
 
 
-@bench_app.command()
+@app.command()
 def table(
-    results: Annotated[Path, typer.Argument(help="A file that `normwright bench` wrote.")],
-    into: Annotated[Path | None, typer.Option(help="Put it between this file's bench markers.")] = None,
+    results: Annotated[Path, typer.Argument(help="Records that `demo` or `bench` wrote.")],
+    into: Annotated[Path | None, typer.Option(help="Put it between this file's markers.")] = None,
 ) -> None:
-    """Print a results file as a Markdown table."""
-    from normwright.bench import table as tables
+    """Print a results file as Markdown, or put it into a README."""
+    from normwright.bench import table as speed
+    from normwright.report import demo as main_job
+    from normwright.report import markdown, records
 
+    tellers = {"bench": speed.markdown, "demo": lambda *told: markdown.render(main_job.document(*told))}
     try:
-        block = tables.from_file(results)
+        measured, about = records.read(results)
+        experiment = str(about.get("experiment"))
+        if experiment not in tellers:
+            raise ValueError(f"{results}: expected records of {' or '.join(tellers)}, got {experiment}.")
+        block = tellers[experiment](measured, about)
         if into is None:
             typer.echo(block, nl=False)
         else:
-            into.write_text(tables.put_into(into.read_text(encoding="utf-8"), block), encoding="utf-8")
+            text = into.read_text(encoding="utf-8")
+            into.write_text(markdown.put_into(text, experiment, block), encoding="utf-8")
     except (OSError, ValueError) as error:
-        _stop(f"normwright bench table: {error}", code=1)
+        _stop(f"normwright table: {error}", code=1)
 
 
 @app.command()

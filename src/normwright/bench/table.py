@@ -3,15 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 from normwright.bench.cases import LAYOUTS
 from normwright.bench.machine import caches
 from normwright.report.document import Card, Document, Outcome, Table, Verdict
-from normwright.report.records import Record, read
+from normwright.report.records import Record
 
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 FORWARD, BOTH = "forward", "forward+backward"
 LARGE_BYTES = 8_000_000
 ABSENT = "-"
@@ -122,34 +120,6 @@ def markdown(records: Sequence[Record], about: Mapping[str, Any]) -> str:
         "\n\n".join([f"{verdict.claim}: {verdict.outcome}. {verdict.sentence}", "\n".join(lines), notes])
         + "\n"
     )
-
-
-def put_into(text: str, block: str) -> str:
-    """`text` with what stands between its two markers replaced by `block`.
-
-    >>> put_into(f"a {BEGIN} old {END} z", "new")
-    'a <!-- bench:begin -->\\nnew\\n<!-- bench:end --> z'
-
-    Raises:
-        ValueError: the markers are not there, once each and in order.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or any(mark in before + after for mark in (BEGIN, END)):
-        raise ValueError(f"expected one line {BEGIN} and, after it, one line {END}")
-    return f"{before}{BEGIN}\n{block.strip()}\n{END}{after}"
-
-
-def from_file(path: Path) -> str:
-    """The README's table of a results file.
-
-    Raises:
-        ValueError: the file holds something else.
-    """
-    records, about = read(path)
-    if about.get("experiment") != "bench":
-        raise ValueError(f"{path}: expected records of `normwright bench`, got {about.get('experiment')!r}.")
-    return markdown(records, about)
 
 
 def _columns(states: Sequence[str]) -> tuple[Column, ...]:
