@@ -1,19 +1,12 @@
-// grad_apply: dx = scale * (dz - (mean_dz + x_hat * mean_dz_x_hat)), with x_hat as in grad_sums and scale = gamma * rstd.
-// x_hat is of order one, so no product leaves the range of T that the result does not leave.
-
-template <class T>
-INLINE Pack<T> grad_value(Pack<T> x, Pack<T> dz, Pack<T> center, Pack<T> rstd, Pack<T> offset, Pack<T> scale,
-                          Pack<T> mean_dz, Pack<T> mean_dz_x_hat) {
-  const Pack<T> x_hat = (x - center) * rstd + offset;
-  return scale * (dz - (mean_dz + x_hat * mean_dz_x_hat));
-}
+// grad_apply: dx = scale * (dz + ((x - center) * slope + level)), with scale = gamma * rstd, slope = -rstd * dgamma / m and
+// level = -dbeta / m, corrected for what the center misses of the mean. (x - center) * slope is of the order of dz: no
+// product leaves the range of T that the result does not leave.
 
 template <class T, bool Stream>
-INLINE void grad_apply_run(const T* x, const T* dy, T* dx, int64_t length, int64_t c, XHatNumbers<T> n, GradNumbers<T> g) {
+INLINE void grad_apply_run(const T* x, const T* dy, T* dx, int64_t length, int64_t c, GradNumbers<T> n) {
   using P = Pack<T>;
-  const P center = P::of(n.center[c]), rstd = P::of(n.rstd[c]), offset = P::of(n.offset[c]), scale = P::of(g.scale[c]),
-          mean_dz = P::of(g.mean_dz[c]), mean_dz_x_hat = P::of(g.mean_dz_x_hat[c]);
-  const auto value = [&](P xs, P dz) { return grad_value(xs, dz, center, rstd, offset, scale, mean_dz, mean_dz_x_hat); };
+  const P center = P::of(n.center[c]), scale = P::of(n.scale[c]), slope = P::of(n.slope[c]), level = P::of(n.level[c]);
+  const auto value = [&](P xs, P dz) { return scale * (dz + ((xs - center) * slope + level)); };
   const auto at = [&](int64_t i) { return value(P::load(x + i), P::load(dy + i)); };
   if (length < P::size) {
     value(P::load_first(x, length, n.center[c]), P::load_first(dy, length, T(0))).store_first(dx, length);
@@ -29,41 +22,35 @@ INLINE void grad_apply_run(const T* x, const T* dy, T* dx, int64_t length, int64
 }
 
 template <class T, bool Stream>
-INLINE void grad_apply_middle(const T* x, Layout from, const T* dy, T* dx, Layout dense, Tile tile, XHatNumbers<T> n,
-                              GradNumbers<T> g) {
+INLINE void grad_apply_middle(const T* x, Layout from, const T* dy, T* dx, Layout dense, Tile tile, GradNumbers<T> n) {
   for (int64_t o = tile.o0; o < tile.o1; ++o)
     for (int64_t c = tile.c0; c < tile.c1; ++c) {
       const int64_t at = o * dense.stride + c * dense.inner + tile.i0;
-      grad_apply_run<T, Stream>(x + o * from.stride + c * from.inner + tile.i0, dy + at, dx + at, tile.i1 - tile.i0, c, n, g);
+      grad_apply_run<T, Stream>(x + o * from.stride + c * from.inner + tile.i0, dy + at, dx + at, tile.i1 - tile.i0, c, n);
     }
 }
 
 template <class T, bool Stream>
-INLINE void grad_apply_last(const T* x, Layout from, const T* dy, T* dx, Layout dense, Tile tile, XHatNumbers<T> n,
-                            GradNumbers<T> g) {
+INLINE void grad_apply_last(const T* x, Layout from, const T* dy, T* dx, Layout dense, Tile tile, GradNumbers<T> n) {
   using P = Pack<T>;
-  const Strip<T> strip{tile.c1 - tile.c0};
   const int64_t c = tile.c0;
-  const XHatNumbers<T> nc{n.center + c, n.rstd + c, n.offset + c};
-  const GradNumbers<T> gc{g.scale + c, g.mean_dz + c, g.mean_dz_x_hat + c};
+  const Strip<T> strip{tile.c1 - c};
   for (int64_t first = tile.o0, last; first < tile.o1; first = last) {
     last = first + strip.rows_together() < tile.o1 ? first + strip.rows_together() : tile.o1;
     each_packs(strip, [&]<int packs, bool narrow>(int64_t p) {
-      P center[packs], rstd[packs], offset[packs], scale[packs], mean_dz[packs], mean_dz_x_hat[packs];
+      P center[packs], scale[packs], slope[packs], level[packs];
       for (int j = 0; j < packs; ++j) {
-        center[j] = strip.template load<narrow>(nc.center, p + j);
-        rstd[j] = strip.template load<narrow>(nc.rstd, p + j);
-        offset[j] = strip.template load<narrow>(nc.offset, p + j);
-        scale[j] = strip.template load<narrow>(gc.scale, p + j);
-        mean_dz[j] = strip.template load<narrow>(gc.mean_dz, p + j);
-        mean_dz_x_hat[j] = strip.template load<narrow>(gc.mean_dz_x_hat, p + j);
+        center[j] = strip.template load<narrow>(n.center + c, p + j);
+        scale[j] = strip.template load<narrow>(n.scale + c, p + j);
+        slope[j] = strip.template load<narrow>(n.slope + c, p + j);
+        level[j] = strip.template load<narrow>(n.level + c, p + j);
       }
       for (int64_t o = first; o < last; ++o) {
         const T *row = x + o * from.stride + c, *dy_row = dy + o * dense.stride + c;
         for (int j = 0; j < packs; ++j) {
-          const P value = grad_value(strip.template load<narrow>(row, p + j), strip.template load<narrow>(dy_row, p + j),
-                                     center[j], rstd[j], offset[j], scale[j], mean_dz[j], mean_dz_x_hat[j]);
-          strip.template put<narrow, Stream>(value, dx + o * dense.stride + c, p + j);
+          const P d = strip.template load<narrow>(row, p + j) - center[j];
+          const P dz = strip.template load<narrow>(dy_row, p + j);
+          strip.template put<narrow, Stream>(scale[j] * (dz + (d * slope[j] + level[j])), dx + o * dense.stride + c, p + j);
         }
       }
     });
@@ -71,14 +58,13 @@ INLINE void grad_apply_last(const T* x, Layout from, const T* dy, T* dx, Layout 
 }
 
 template <class T>
-void grad_apply(const T* x, Layout from, const T* dy, T* dx, Layout dense, Tile tile, XHatNumbers<T> n, GradNumbers<T> g,
-                bool stream) {
+void grad_apply(const T* x, Layout from, const T* dy, T* dx, Layout dense, Tile tile, GradNumbers<T> n, bool stream) {
   if (from.inner == 1) {
-    if (stream && rows_are_aligned(dx, dense, tile)) grad_apply_last<T, true>(x, from, dy, dx, dense, tile, n, g);
-    else grad_apply_last<T, false>(x, from, dy, dx, dense, tile, n, g);
+    if (stream && rows_are_aligned(dx, dense, tile)) grad_apply_last<T, true>(x, from, dy, dx, dense, tile, n);
+    else grad_apply_last<T, false>(x, from, dy, dx, dense, tile, n);
   } else {
-    if (stream) grad_apply_middle<T, true>(x, from, dy, dx, dense, tile, n, g);
-    else grad_apply_middle<T, false>(x, from, dy, dx, dense, tile, n, g);
+    if (stream) grad_apply_middle<T, true>(x, from, dy, dx, dense, tile, n);
+    else grad_apply_middle<T, false>(x, from, dy, dx, dense, tile, n);
   }
   if (stream) finish_streaming();
 }

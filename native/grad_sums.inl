@@ -1,5 +1,6 @@
-// grad_sums: dbeta = sum dz and dgamma = sum dz * x_hat, per channel, with x_hat = (x - center) * rstd + offset.
-// Products are added eight deep in T, then in double.
+// grad_sums: sum dz and sum dz * (x - center) * rstd, per channel. The gap makes dbeta and dgamma of them. rstd is not left
+// for the gap, so that products stay of the order of dz whatever the scale of x. They are added eight deep in T, then in
+// double.
 
 template <class T>
 struct TwoSums {
@@ -8,11 +9,11 @@ struct TwoSums {
 
 // `next` and `next_dy`: the runs that follow, whose beginnings no prefetcher of the machine can foresee.
 template <class T>
-INLINE void add_run(const T* x, const T* dy, int64_t length, T center, T rstd, T offset, TwoSums<T>& sums, const T* next,
+INLINE void add_run(const T* x, const T* dy, int64_t length, T center, T rstd, TwoSums<T>& sums, const T* next,
                     const T* next_dy) {
   using P = Pack<T>;
-  const P c = P::of(center), r = P::of(rstd), s = P::of(offset);
-  const auto product = [&](P xs, P dz) { return dz * ((xs - c) * r + s); };
+  const P c = P::of(center), r = P::of(rstd);
+  const auto product = [&](P xs, P dz) { return dz * ((xs - c) * r); };
   int64_t i = 0;
   for (; i + 8 * P::size <= length; i += 8 * P::size) {
     P t[8], u[8];
@@ -53,7 +54,7 @@ INLINE void grad_sums_middle(const T* x, Layout from, const T* dy, Layout dense,
         const int64_t some = more ? block : tile.i1 - i;
         const T* run = x + o * from.stride + c * from.inner + i;
         const T* dy_run = dy + o * dense.stride + c * dense.inner + i;
-        add_run(run, dy_run, some, n.center[c], n.rstd[c], n.offset[c], sums,
+        add_run(run, dy_run, some, n.center[c], n.rstd[c], sums,
                 more ? run + block : run - i + tile.i0 + from.stride,
                 more ? dy_run + block : dy_run - i + tile.i0 + dense.stride);
         pending += some;
@@ -78,17 +79,16 @@ INLINE void grad_sums_rows(const T* x, int64_t x_stride, const T* dy, int64_t dy
                            XHatNumbers<T> n, StripGradSums<T>& g) {
   using P = Pack<T>;
   each_packs(strip, [&]<int packs, bool narrow>(int64_t p) {
-    P center[packs], rstd[packs], offset[packs], sum[packs], product[packs];
+    P center[packs], rstd[packs], sum[packs], product[packs];
     for (int j = 0; j < packs; ++j) {
       center[j] = strip.template load<narrow>(n.center, p + j);
       rstd[j] = strip.template load<narrow>(n.rstd, p + j);
-      offset[j] = strip.template load<narrow>(n.offset, p + j);
       sum[j] = product[j] = P::zero();
     }
     for (int64_t k = 0; k < some; ++k)
       for (int j = 0; j < packs; ++j) {
         const P dz = strip.template load<narrow>(dy + k * dy_stride, p + j);
-        const P x_hat = (strip.template load<narrow>(x + k * x_stride, p + j) - center[j]) * rstd[j] + offset[j];
+        const P x_hat = (strip.template load<narrow>(x + k * x_stride, p + j) - center[j]) * rstd[j];
         sum[j] = sum[j] + dz;
         product[j] = product[j] + dz * x_hat;
       }
@@ -104,7 +104,7 @@ INLINE void grad_sums_last(const T* x, Layout from, const T* dy, Layout dense, T
   constexpr int64_t block = sizeof(T) == 4 ? 512 : 128;  // rows between flushes: a chain of 64 (16) sums in double
   const Strip<T> strip{tile.c1 - tile.c0};
   const int64_t lanes = strip.packs() * Pack<T>::size;
-  const XHatNumbers<T> here{n.center + tile.c0, n.rstd + tile.c0, n.offset + tile.c0};
+  const XHatNumbers<T> here{n.center + tile.c0, n.rstd + tile.c0};
   StripGradSums<T> g;
   for (int64_t k = 0; k < lanes; ++k) g.dz[k] = g.dz_tail[k] = g.dz_x_hat[k] = g.dz_x_hat_tail[k] = 0;
   for (int64_t first = tile.o0; first < tile.o1; first += block) {

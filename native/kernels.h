@@ -22,7 +22,8 @@ struct Tile {
 constexpr int64_t kStrip = 512;
 
 // Two sums per channel, each held as value + tail, the tail being what the value's rounding lost.
-// moments: first = sum x, second = m2 about the tile's own mean.  grad_sums: first = sum dz, second = sum dz * x_hat.
+// moments: first = sum x, second = m2 about the tile's own mean.  grad_sums: first = sum dz,
+// second = sum dz * (x - center) * rstd.
 // The pointers are indexed by channel.
 struct Sums {
   double *first, *first_tail, *second, *second_tail;
@@ -36,19 +37,19 @@ struct Part {
 
 // Per-channel numbers, in the data's type, indexed by channel.
 //   apply        y = (x - center) * scale + shift
-//   grad_sums    x_hat = (x - center) * rstd + offset
-//   grad_apply   dx = scale * (dz - (mean_dz + x_hat * mean_dz_x_hat))
+//   grad_sums    x_hat, but for what the center misses of the mean: (x - center) * rstd
+//   grad_apply   dx = scale * (dz + ((x - center) * slope + level))
 template <class T>
 struct ApplyNumbers {
   const T *center, *scale, *shift;
 };
 template <class T>
 struct XHatNumbers {
-  const T *center, *rstd, *offset;
+  const T *center, *rstd;
 };
 template <class T>
 struct GradNumbers {
-  const T *scale, *mean_dz, *mean_dz_x_hat;
+  const T *center, *scale, *slope, *level;
 };
 
 // One table per instruction set. `stream`: write the output past the caches.
@@ -58,8 +59,7 @@ struct Kernels {
   void (*moments)(const T* x, Layout, Tile, Sums);
   void (*apply)(const T* x, Layout, T* y, Layout dense, Tile, ApplyNumbers<T>, bool stream);
   void (*grad_sums)(const T* x, Layout, const T* dy, Layout dense, Tile, XHatNumbers<T>, Sums);
-  void (*grad_apply)(const T* x, Layout, const T* dy, T* dx, Layout dense, Tile, XHatNumbers<T>, GradNumbers<T>,
-                     bool stream);
+  void (*grad_apply)(const T* x, Layout, const T* dy, T* dx, Layout dense, Tile, GradNumbers<T>, bool stream);
   // The memory floor's two loops, b = a and c = a + b, over n values.
   void (*copy)(const T* a, T* b, int64_t n, bool stream);
   void (*triad)(const T* a, const T* b, T* c, int64_t n, bool stream);

@@ -86,7 +86,6 @@ template <class T>
 void put_x_hat_numbers(const Plan& plan, const Scratch<T>& s, int64_t c, Center<T> mean, double rstd) {
   put(plan, s.numbers(0), c, double(mean.center));
   put(plan, s.numbers(1), c, rstd);
-  put(plan, s.numbers(2), c, -mean.missing * double(T(rstd)));
 }
 
 // Outputs that will have left the cache before anybody reads them are written past it.
@@ -116,7 +115,7 @@ struct Call {
   T* rest(T* p) const { return p + plan.at.outer * to.stride; }
   bool has_rest() const { return plan.rest.outer > 0; }
   ApplyNumbers<T> apply_numbers() const { return {scratch.numbers(0), scratch.numbers(1), scratch.numbers(2)}; }
-  XHatNumbers<T> x_hat_numbers() const { return {scratch.numbers(0), scratch.numbers(1), scratch.numbers(2)}; }
+  XHatNumbers<T> x_hat_numbers() const { return {scratch.numbers(0), scratch.numbers(1)}; }
 
   // A remainder of rows is small: whoever has the first tile takes it along.
   bool first(const Tile& tile) const { return tile.c0 == 0 && tile.o0 == 0 && tile.i0 == 0; }
@@ -135,9 +134,9 @@ struct Call {
     if (first(tile) && has_rest()) run.apply(rest(x), plan.rest, rest(y), rest_to, plan.rest_tile(), n, false);
   }
   void grad_apply(const T* x, const T* dy, T* dx, const Tile& tile, const GradNumbers<T>& g) const {
-    run.grad_apply(x, plan.at, dy, dx, to, tile, x_hat_numbers(), g, stream);
+    run.grad_apply(x, plan.at, dy, dx, to, tile, g, stream);
     if (first(tile) && has_rest())
-      run.grad_apply(rest(x), plan.rest, rest(dy), rest(dx), rest_to, plan.rest_tile(), x_hat_numbers(), g, false);
+      run.grad_apply(rest(x), plan.rest, rest(dy), rest(dx), rest_to, plan.rest_tile(), g, false);
   }
 
   // The mean, its tail and m2 of channels [c0, c1). n * mean may round; what is left of the sum after taking the
@@ -154,13 +153,16 @@ struct Call {
       saved.m2[c] = total(whole.second[c], whole.second_tail[c]);
     }
   }
-  // dbeta and dgamma of channels [c0, c1).
-  template <class Each>
-  void merge_grads(int64_t c0, int64_t c1, Each each) const {
+  // dbeta and dgamma of channels [c0, c1). The sums know x_hat but for what the center misses of the mean.
+  template <class Mean, class Each>
+  void merge_grads(int64_t c0, int64_t c1, Mean mean, Each each) const {
     scratch.merge(active_isa().merge_sums, c0, c1);
     const Sums whole = scratch.whole();
-    for (int64_t c = c0; c < c1; ++c)
-      each(c, total(whole.first[c], whole.first_tail[c]), total(whole.second[c], whole.second_tail[c]));
+    for (int64_t c = c0; c < c1; ++c) {
+      const double dbeta = total(whole.first[c], whole.first_tail[c]);
+      const double dgamma = total(whole.second[c], whole.second_tail[c]);
+      each(c, dbeta, dgamma - mean(c).missing * double(scratch.numbers(1)[c]) * dbeta);
+    }
   }
 };
 
@@ -208,18 +210,20 @@ void backward_train(const T* x, Layout at, const T* dy, T* dx, Reals gamma, Save
                     MutableReals dbeta) {
   Call<T> call(at, 6);
   const double n = double(at.count());
-  const GradNumbers<T> numbers{call.scratch.numbers(3), call.scratch.numbers(4), call.scratch.numbers(5)};
+  const GradNumbers<T> numbers{call.scratch.numbers(0), call.scratch.numbers(2), call.scratch.numbers(3),
+                               call.scratch.numbers(4)};
+  const auto mean = [&](int64_t c) { return Center<T>(saved.mean[c], saved.mean_tail[c]); };
   const auto before = [&](int64_t c0, int64_t c1) {
-    for (int64_t c = c0; c < c1; ++c)
-      put_x_hat_numbers(call.plan, call.scratch, c, Center<T>(saved.mean[c], saved.mean_tail[c]), saved.rstd[c]);
+    for (int64_t c = c0; c < c1; ++c) put_x_hat_numbers(call.plan, call.scratch, c, mean(c), saved.rstd[c]);
   };
   const auto gap = [&](int64_t c0, int64_t c1) {
-    call.merge_grads(c0, c1, [&](int64_t c, double b, double g) {
+    call.merge_grads(c0, c1, mean, [&](int64_t c, double b, double g) {
+      const double slope = -saved.rstd[c] * (g / n);
       dbeta.set(c, b);
       dgamma.set(c, g);
-      put(call.plan, call.scratch.numbers(3), c, gamma[c] * saved.rstd[c]);
-      put(call.plan, call.scratch.numbers(4), c, b / n);
-      put(call.plan, call.scratch.numbers(5), c, g / n);
+      put(call.plan, call.scratch.numbers(2), c, gamma[c] * saved.rstd[c]);
+      put(call.plan, call.scratch.numbers(3), c, slope);
+      put(call.plan, call.scratch.numbers(4), c, -b / n - mean(c).missing * double(T(slope)));
     });
   };
   const auto reduce = [&](Tile t, int64_t k) { call.reduce_grads(x, dy, t, k); };
@@ -254,7 +258,8 @@ void backward_fixed(const T* x, Layout at, const T* dy, T* dx, Reals gamma, Real
   }
   const auto reduce = [&](Tile t, int64_t k) { call.reduce_grads(x, dy, t, k); };
   const auto gap = [&](int64_t c0, int64_t c1) {
-    call.merge_grads(c0, c1, [&](int64_t c, double b, double g) {
+    const auto center = [&](int64_t c) { return Center<T>(mean[c], 0); };
+    call.merge_grads(c0, c1, center, [&](int64_t c, double b, double g) {
       dbeta.set(c, b);
       dgamma.set(c, g);
     });
