@@ -110,9 +110,9 @@ INLINE void grad_sums_last(const T* x, Layout from, const T* dy, Layout dense, T
   for (int64_t first = tile.o0; first < tile.o1; first += block) {
     const int64_t last = first + block < tile.o1 ? first + block : tile.o1;
     for (int64_t k = 0; k < lanes; ++k) g.block_dz[k] = g.block_dz_x_hat[k] = 0;
-    for (int64_t o = first; o < last; o += strip.rows_summed())
+    for (int64_t o = first; o < last; o += 8)
       grad_sums_rows(x + o * from.stride + tile.c0, from.stride, dy + o * dense.stride + tile.c0, dense.stride,
-                     last - o < strip.rows_summed() ? last - o : strip.rows_summed(), strip, here, g);
+                     last - o < 8 ? last - o : 8, strip, here, g);
     for (int64_t k = 0; k < lanes; ++k) {
       two_sum(g.dz[k], g.dz_tail[k], g.block_dz[k]);
       two_sum(g.dz_x_hat[k], g.dz_x_hat_tail[k], g.block_dz_x_hat[k]);

@@ -214,7 +214,6 @@ struct Strip {
   // Rows whose per-channel numbers stay in registers while they are written. Where a strip is too wide for that, memory
   // prefers whole rows.
   int64_t rows_together() const { return packs() <= 4 ? 8 : 1; }
-  int64_t rows_summed() const { return packs() <= 4 ? 8 : 4; }
   template <bool is_narrow, bool Stream>
   INLINE void put(Pack<T> value, T* row, int64_t pack) const {
     if constexpr (is_narrow) value.store_first(row, width);
@@ -251,8 +250,8 @@ INLINE void strip_sweep(const T* x, int64_t rows, int64_t stride, Strip<T> strip
   using P = Pack<T>;
   for (int64_t k = 0; k < strip.packs() * P::size; ++k)
     m.block_sum[k] = m.block_tail[k] = m.block_squares[k] = m.block_differences[k] = 0;
-  for (int64_t r = 0; r < rows; r += strip.rows_summed()) {
-    const int64_t some = rows - r < strip.rows_summed() ? rows - r : strip.rows_summed();
+  for (int64_t r = 0; r < rows; r += 8) {
+    const int64_t some = rows - r < 8 ? rows - r : 8;
     each_packs(strip, [&]<int packs, bool narrow>(int64_t p) {
       ExactSum<T> sum[packs];
       P pivot[packs], squares[packs], differences[packs];

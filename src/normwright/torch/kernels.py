@@ -58,7 +58,8 @@ def apply(x: Tensor, *per_channel: Tensor | None) -> bool:
             continue  # a plain loop: all() over a generator takes twice the time
         if t.dtype is not dtype or not t.is_contiguous() or not _is_plain(t):
             return False
-    return True
+    # Autograd refuses to save a tensor made in inference mode, and would do so after the kernel has run.
+    return not (torch.is_grad_enabled() and x.is_inference())
 
 
 def batch_norm_train(
@@ -98,13 +99,25 @@ def _wants_gradient(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bo
 
 
 def _seen(x: Tensor) -> tuple[Tensor, Layout]:
-    """x as the kernels can see it, copied where its strides leave no other way."""
+    """x as the kernels can see it; copied where it cannot be seen so, or where y would not lie as torch's."""
     shape = x.shape
     if x.is_contiguous():
         inner = x.numel() // (shape[0] * shape[1])
         return x, Layout(shape[0], shape[1], inner, shape[1] * inner)
     at = layout_of(shape, x.stride(), 1)
-    return _seen(x.contiguous()) if at is None else (x, at)
+    if at is None or not _lies_as_torchs(x, at):
+        return _seen(x.contiguous())
+    return x, at
+
+
+def _lies_as_torchs(x: Tensor, at: Layout) -> bool:
+    """True where x's axes are in the order that torch gives y: contiguous or, in 4-D and 5-D, channels-last."""
+    strides = [s for n, s in zip(x.shape, x.stride(), strict=True) if n != 1]
+    in_order = strides == sorted(strides, reverse=True)
+    if at.inner > 1 or x.dim() not in (4, 5):
+        return in_order
+    spatial = [x.stride(d) for d in (0, *range(2, x.dim())) if x.shape[d] != 1]
+    return spatial == sorted(spatial, reverse=True)
 
 
 def _address(t: Tensor | None) -> int:
@@ -168,7 +181,7 @@ class _Train(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, saved = ctx.saved_tensors
         if _must_compose(dy):
-            return *_composed_train(dy, x, weight, saved[0], ctx.eps), None, None
+            return *_only(ctx, _composed_train(dy, x, weight, saved[0], ctx.eps)), None, None
         x, at = _seen(x)
         dy, dx, dweight, dbias = _gradients_for(dy, x, ctx.needs_input_grad)
         is_double = x.dtype is torch.float64
@@ -186,7 +199,8 @@ class _Fixed(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, mean, var)
+        # Copies, C numbers each: the running statistics may move on before the gradient is asked for.
+        ctx.save_for_backward(x, weight, mean.clone(), var.clone())
         ctx.eps = eps
         return _forward_fixed(x, weight, bias, mean, var, eps)
 
@@ -194,7 +208,7 @@ class _Fixed(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, var = ctx.saved_tensors
         if _must_compose(dy):
-            return *_composed_fixed(dy, x, weight, mean, var, ctx.eps), None, None, None
+            return *_only(ctx, _composed_fixed(dy, x, weight, mean, var, ctx.eps)), None, None, None
         x, at = _seen(x)
         dy, dx, dweight, dbias = _gradients_for(dy, x, ctx.needs_input_grad)
         is_double = x.dtype is torch.float64
@@ -212,7 +226,20 @@ _fixed: Callable[..., Tensor] = super(torch.autograd.Function, _Fixed).apply
 
 def _must_compose(dy: Tensor) -> bool:
     """True where the gradient itself will be differentiated, or something must see its operations."""
-    return torch.is_grad_enabled() or not _is_plain(dy) or _is_watched()
+    return (
+        torch.is_grad_enabled()
+        or not _is_plain(dy)
+        or _is_watched()
+        # is_grads_batched takes torch's older vmap, which shows in the tensor alone
+        or torch._C._functorch.is_batchedtensor(dy)
+        or torch._C._functorch.is_legacy_batchedtensor(dy)
+    )
+
+
+def _only(ctx: Any, gradients: "_Gradients") -> "_Gradients":
+    """The gradients that were asked for; autograd takes none for an input that is None."""
+    dx, dweight, dbias = (g if n else None for g, n in zip(gradients, ctx.needs_input_grad, strict=False))
+    return dx, dweight, dbias
 
 
 def _gradients_for(

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from normwright.core import checks
 from normwright.torch import kernels
@@ -17,7 +17,11 @@ class _Layer(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize `input`; in training, move the running statistics. Nothing moves on an error."""
-        if kernels.being_traced() or not isinstance(input, Tensor):
+        traced: object = input
+        if isinstance(traced, fx.Proxy):  # torch's own layers are leaves of a symbolic trace, and so are ours
+            path = traced.tracer.path_of_module(self)  # type: ignore[attr-defined]
+            return traced.tracer.create_proxy("call_module", path, (traced,), {})  # type: ignore[return-value]
+        if kernels.being_traced():
             return super().forward(input)
         checks.check_rank(self._name, input.shape, self._ranks)
         training = self.training
