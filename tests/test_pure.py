@@ -30,10 +30,6 @@ def test_training_is_the_references(case, dtype):
     close.saved(saved, x, EPS, axis, **any_nan)
     gradients = pure.backward_train(dy, x, gamma, saved, axis)
     close.backward_train(gradients, dy, x, gamma, EPS, axis, **any_nan)
-    nothing, *sums = pure.backward_train(dy, x, gamma, saved, axis, need_dx=False)
-    assert nothing is None
-    for name, got, want in zip(("dgamma", "dbeta"), sums, gradients[1:], strict=True):
-        close.same_bits(name, got, want)
 
 
 @DTYPES

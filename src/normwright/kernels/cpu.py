@@ -63,11 +63,11 @@ def forward_train(
 
 
 def backward_train(
-    dy: Array, x: Array, gamma: Array | None, saved: Saved, axis: int, *, need_dx: bool = True
-) -> tuple[Array | None, Array, Array]:
-    """Gradients of `forward_train`: dx (if wanted), dgamma, dbeta. See `reference.backward_train`."""
+    dy: Array, x: Array, gamma: Array | None, saved: Saved, axis: int
+) -> tuple[Array, Array, Array]:
+    """Gradients of `forward_train`: dx, dgamma, dbeta. See `reference.backward_train`."""
     x, at, dy = _seen_with(x, dy, axis)
-    dx = _dense_like(x) if need_dx else None
+    dx = _dense_like(x)
     gradients = np.zeros((2, at.channels))
     rows = np.array([saved.mean, saved.mean_tail, saved.m2, saved.rstd], dtype=np.float64)
     gamma = _numbers(gamma)

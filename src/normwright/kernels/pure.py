@@ -34,11 +34,11 @@ def forward_train(
 
 
 def backward_train(
-    dy: Array, x: Array, gamma: Array | None, saved: Saved, axis: int, *, need_dx: bool = True
-) -> tuple[Array | None, FloatArray, FloatArray]:
-    """See `reference.backward_train`; dx is None unless wanted."""
+    dy: Array, x: Array, gamma: Array | None, saved: Saved, axis: int
+) -> tuple[Array, FloatArray, FloatArray]:
+    """See `reference.backward_train`."""
     dx, dgamma, dbeta = reference.backward_train(dy, x, gamma, saved, axis)
-    return dx.astype(x.dtype) if need_dx else None, dgamma, dbeta
+    return dx.astype(x.dtype), dgamma, dbeta
 
 
 def forward_fixed(
