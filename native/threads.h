@@ -21,6 +21,14 @@ struct Range {
 };
 inline Range share(int64_t n, int thread, int threads) { return {n * thread / threads, n * (thread + 1) / threads}; }
 
+// Calls body(thread, threads) on every thread. A call that needs one alone does not bother OpenMP.
+template <class Body>
+void on_threads(int threads, Body body) {
+  if (threads == 1) return body(0, 1);
+#pragma omp parallel num_threads(threads)
+  body(omp_get_thread_num(), omp_get_num_threads());
+}
+
 // Reduce, gap, apply.
 //   before(c0, c1)    what the reduction needs to know of channels [c0, c1)
 //   reduce(tile, sums)
@@ -39,9 +47,8 @@ void reduce_gap_apply(const Plan& plan, int64_t bytes_per_value, Before before, 
   const int64_t chunks = plan.chunks();
 
   if (plan.repeat == 1 && (threads == 1 || balanced) && group_bytes <= kGroupBytes) {
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-      const Range mine = share(plan.groups, omp_get_thread_num(), omp_get_num_threads());
+    on_threads(threads, [&](int me, int all) {
+      const Range mine = share(plan.groups, me, all);
       for (int64_t g = mine.first; g < mine.last; ++g) {
         const Tile first = plan.tile(0, g);
         before(first.c0, first.c1);
@@ -49,12 +56,10 @@ void reduce_gap_apply(const Plan& plan, int64_t bytes_per_value, Before before, 
         gap(first.c0, first.c1);
         for (int64_t k = chunks - 1; k >= 0; --k) apply(plan.tile(k, g));
       }
-    }
+    });
     return;
   }
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    const int me = omp_get_thread_num(), all = omp_get_num_threads();
+  on_threads(threads, [&](int me, int all) {
     const Range tiles = share(plan.tiles(), me, all);
     // Folded channels are few, and merged together: one thread's work.
     const Range channels = plan.repeat == 1 ? share(plan.channels(), me, all) : Range{0, me == 0 ? plan.channels() : 0};
@@ -65,17 +70,15 @@ void reduce_gap_apply(const Plan& plan, int64_t bytes_per_value, Before before, 
     gap(channels.first, channels.last);
 #pragma omp barrier
     for (int64_t t = tiles.last - 1; t >= tiles.first; --t) apply(plan.tile(t / plan.groups, t % plan.groups));
-  }
+  });
 }
 
 template <class Each>
 void each_tile(const Plan& plan, Each each) {
-  const int threads = threads_for(plan);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    const Range tiles = share(plan.tiles(), omp_get_thread_num(), omp_get_num_threads());
+  on_threads(threads_for(plan), [&](int me, int all) {
+    const Range tiles = share(plan.tiles(), me, all);
     for (int64_t t = tiles.first; t < tiles.last; ++t) each(plan.tile(t / plan.groups, t % plan.groups));
-  }
+  });
 }
 
 }  // namespace normwright
