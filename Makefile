@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+PIP    := $(RUN)/python -m pip install --quiet --constraint constraints.txt
 # Python files are used from src/ as they are: only these ask for an installation.
 INSTALLED_FROM := pyproject.toml CMakeLists.txt constraints.txt $(wildcard native/*)
 
@@ -28,9 +29,10 @@ bench: $(READY)
 
 $(READY): $(INSTALLED_FROM)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "normwright needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	@echo "Setting up $(VENV): packages are fetched and the kernels compiled. This takes a few minutes, once."
 	@test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
-	$(RUN)/python -m pip install --quiet --constraint constraints.txt cmake nanobind ninja scikit-build-core
-	$(RUN)/python -m pip install --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@$(PIP) cmake nanobind ninja scikit-build-core
+	@$(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $@
 
 clean:

@@ -5,6 +5,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+import normwright
 from normwright.cli import app
 from normwright.lab import demo
 
@@ -52,3 +53,9 @@ def test_a_negative_seed_is_refused():
     result = cli.invoke(app, ["demo", "--seed", "-1"], env={"TERM": "dumb"})
     assert result.exit_code == 2
     assert "--seed" in result.stderr
+
+
+def test_the_version_is_told_and_nothing_else_is_done():
+    result = cli.invoke(app, ["--version"])
+    assert result.exit_code == 0
+    assert result.stdout == f"normwright {normwright.__version__}\n"

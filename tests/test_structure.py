@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "report": {"report"},
     "lab": {"numpy", "torch", "report", "lab"},
     "bench": {"core", "kernels", "_native", "numpy", "torch", "report", "bench"},
+    "__main__": {"cli"},
     "cli": {"kernels", "_native", "numpy", "torch", "report", "lab", "bench"},
 }
 FRAMEWORKS = {"torch", "sklearn", "matplotlib", "jinja2", "rich", "typer"}
@@ -31,6 +32,7 @@ MAY_USE = {
     "report": {"matplotlib", "jinja2", "rich"},
     "lab": {"torch", "sklearn", "rich"},
     "bench": {"torch", "rich"},
+    "__main__": set(),
     "cli": {"typer", "rich"},
 }
 

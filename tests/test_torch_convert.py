@@ -172,3 +172,12 @@ def test_both_ways_twice_is_the_same_as_once(model):
 def test_a_model_without_batch_norm_is_returned_as_it_is():
     model = nn.Sequential(nn.Linear(3, 3))
     assert nw.revert(nw.convert(model)) is model
+
+
+@pytest.mark.parametrize("call", [nw.convert, nw.revert])
+@pytest.mark.parametrize("model", [None, torch.nn.BatchNorm2d], ids=["nothing", "a class"])
+def test_what_is_no_module_is_refused_by_name(call, model):
+    with pytest.raises(
+        TypeError, match=rf"^normwright.torch.{call.__name__}: expected a torch.nn.Module, got "
+    ):
+        call(model)

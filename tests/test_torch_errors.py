@@ -127,3 +127,10 @@ def test_an_error_that_autograd_raises_moves_nothing():
     with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
         layer(x)
     untouched(layer, before)
+
+
+def test_an_array_of_numpy_is_refused_with_the_way_to_a_tensor():
+    words = re.escape("expected x to be a torch.Tensor, got numpy.ndarray. Use torch.as_tensor(x).")
+    for call in (nw.BatchNorm1d(3), lambda x: nw.batch_norm(x, training=True)):
+        with pytest.raises(TypeError, match=words):
+            call(torch.ones(4, 3).numpy())

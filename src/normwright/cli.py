@@ -7,6 +7,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from normwright import __version__
+
 app = typer.Typer(
     name="normwright",
     help="Batch normalization that is fast, exact, and easy to trust.",
@@ -16,8 +18,18 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"normwright {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def commands() -> None:
+def commands(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
     """Batch normalization that is fast, exact, and easy to trust."""
 
 
@@ -93,8 +105,15 @@ def table(
         else:
             text = into.read_text(encoding="utf-8")
             into.write_text(markdown.put_into(text, experiment, block), encoding="utf-8")
-    except (OSError, ValueError) as error:
-        _stop(f"normwright table: {error}", code=1)
+    except OSError as error:
+        _stop(f"normwright table: {error.filename}: {error.strerror}", code=1)
+    except (ValueError, KeyError) as error:
+        _stop(
+            f"normwright table: {results} into {into}: {error}"
+            if into
+            else f"normwright table: {results}: {error}",
+            1,
+        )
 
 
 @app.command()

@@ -119,7 +119,7 @@ def _race_table(records: Sequence[Record], name: str, network: Mapping[str, Any]
             row("test accuracy", "test accuracy", PERCENT),
             row("best validation accuracy", "best validation accuracy", PERCENT),
             row("steps to best without BN", "steps to it", STEPS),
-            ("share of the steps", "100 %", share),
+            ("share of the steps, median", "100 %", share),
             row("time of a step", "seconds per step", MILLISECONDS),
         ),
         note=(

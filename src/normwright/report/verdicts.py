@@ -35,7 +35,7 @@ def accuracy(records: Sequence[Record], network: str) -> Verdict:
     without = numbers(records, "test accuracy", network=network, batch_norm=False)
     outcome = _outcome(min(with_norm) > max(without), median(with_norm) > median(without))
     shown = f"{told(spread(with_norm), PERCENT)} with BN, {told(spread(without), PERCENT)} without"
-    meet = "; the ranges meet" if outcome == "holds partly" else ""
+    meet = "; the ranges overlap" if outcome == "holds partly" else ""
     return Verdict("Higher test accuracy", outcome, f"{shown}{meet}.")
 
 

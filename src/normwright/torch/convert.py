@@ -4,6 +4,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from normwright.core.checks import DtypeError, message
 from normwright.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -33,7 +34,7 @@ def convert(model: Model) -> Model:
         >>> convert(nn.BatchNorm2d(8))
         BatchNorm2d(8, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)
     """
-    return _swap(model, _OURS)
+    return _swap("normwright.torch.convert", model, _OURS)
 
 
 def revert(model: Model) -> Model:
@@ -49,10 +50,12 @@ def revert(model: Model) -> Model:
         >>> type(revert(convert(nn.BatchNorm2d(8)))) is nn.BatchNorm2d
         True
     """
-    return _swap(model, _TORCHS)
+    return _swap("normwright.torch.revert", model, _TORCHS)
 
 
-def _swap(model: Model, classes: dict[type[nn.Module], type[nn.Module]]) -> Model:
+def _swap(call: str, model: Model, classes: dict[type[nn.Module], type[nn.Module]]) -> Model:
+    if not isinstance(model, nn.Module):
+        raise DtypeError(message(call, "a torch.nn.Module", repr(model)))
     for module in model.modules():
         new = classes.get(type(module))
         if new is not None:

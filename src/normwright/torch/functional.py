@@ -1,5 +1,6 @@
 """`batch_norm`, the function: checks, then the native kernels where they apply, else torch's own batch norm."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import has_torch_function_variadic
@@ -42,15 +43,15 @@ def batch_norm(
         DtypeError: x is not floating point.
 
     Numerics:
-        float32 and float64 tensors on a CPU take the native kernels: each y within 8 * 2^-24 (2^-53) of
-        |weight * x_hat| + |bias| from the exact value, at any mean; the same bits for any number of threads.
-        All else (half types, other devices, function transforms, compilation) is torch's own batch norm.
+        float32 and float64 tensors on a CPU take the native kernels: each float32 y within 8 * 2^-24 of
+        |weight * x_hat| + |bias| from the exact value, at any mean (float64 and gradients: docs/numerics.md); the
+        same bits for any number of threads. All else (half types, other devices, function transforms,
+        compilation, a package built without kernels) is torch's own batch norm, with its precision.
 
     Source:
         Ioffe & Szegedy 2015, Algorithms 1 and 2.
 
     Example:
-        >>> import torch
         >>> x = torch.tensor([[1.0], [3.0]])
         >>> batch_norm(x, training=True, eps=3.0)
         tensor([[-0.5000],
@@ -99,20 +100,7 @@ def check(
     eps: float,
 ) -> None:
     """Raise what `batch_norm` documents, before anything is written."""
-    shape = x.shape
-    if len(shape) < 2:
-        raise checks.ShapeError(
-            checks.message(
-                call, "x of rank 2 or more, (N, C, ...)", f"rank {len(shape)}, shape {tuple(shape)}"
-            )
-        )
-    if not x.dtype.is_floating_point:
-        remedy = (
-            "Use x.to(torch.float32)." if not x.dtype.is_complex else "Normalize x.real and x.imag apart."
-        )
-        raise checks.DtypeError(
-            checks.message(call, "x of a floating point dtype", str(x.dtype), remedy=remedy)
-        )
+    shape = _check_input(call, x)
     checks.check_both_or_neither(call, running_mean, running_var)
     if training:
         if x.numel() == shape[1]:  # as cheap a question as there is; the check below asks it exactly
@@ -147,6 +135,23 @@ def check(
         _raise_for_parameter(call, "weight", weight, x)
     if bias is not None and (bias.numel() != channels or bias.device != device):
         _raise_for_parameter(call, "bias", bias, x)
+
+
+def _check_input(call: str, x: object) -> torch.Size:
+    """The shape of x, a floating point tensor of rank 2 or more."""
+    if not isinstance(x, Tensor):
+        got = f"{type(x).__module__}.{type(x).__name__}"
+        remedy = "Use torch.as_tensor(x)."
+        raise checks.DtypeError(checks.message(call, "x to be a torch.Tensor", got, remedy=remedy))
+    if x.dim() < 2:
+        got = f"rank {x.dim()}, shape {tuple(x.shape)}"
+        raise checks.ShapeError(checks.message(call, "x of rank 2 or more, (N, C, ...)", got))
+    if not x.dtype.is_floating_point:
+        remedy = "Normalize x.real and x.imag apart." if x.dtype.is_complex else "Use x.to(torch.float32)."
+        raise checks.DtypeError(
+            checks.message(call, "x of a floating point dtype", str(x.dtype), remedy=remedy)
+        )
+    return x.shape
 
 
 def _raise_for_parameter(call: str, name: str, tensor: Tensor, x: Tensor) -> None:

@@ -1,0 +1,5 @@
+"""`python -m normwright`: the command line."""
+
+from normwright.cli import main
+
+main()
