@@ -4,7 +4,7 @@
 
 template <class T>
 struct TwoSums {
-  Wide<T> dz = Wide<T>::zero(), dz_x_hat = Wide<T>::zero();
+  ExactSum<T> dz, dz_x_hat;
 };
 
 // `next` and `next_dy`: the runs that follow, whose beginnings no prefetcher of the machine can foresee.
@@ -23,12 +23,12 @@ INLINE void add_run(const T* x, const T* dy, int64_t length, T center, T rstd, T
       t[k] = P::load(dy + i + k * P::size);
       u[k] = product(P::load(x + i + k * P::size), t[k]);
     }
-    accumulate(sums.dz, widen(tree(t)));
-    accumulate(sums.dz_x_hat, widen(tree(u)));
+    sums.dz.add(widen(tree(t)));
+    sums.dz_x_hat.add(widen(tree(u)));
   }
   const auto add = [&](P xs, P dz) {
-    accumulate(sums.dz, widen(dz));
-    accumulate(sums.dz_x_hat, widen(product(xs, dz)));
+    sums.dz.add(widen(dz));
+    sums.dz_x_hat.add(widen(product(xs, dz)));
   };
   for (; i + P::size <= length; i += P::size) add(P::load(x + i), P::load(dy + i));
   if (i < length) add(load_uncounted(x, length, center), load_uncounted(dy, length, T(0)));
@@ -43,8 +43,8 @@ INLINE void grad_sums_middle(const T* x, Layout from, const T* dy, Layout dense,
     TwoSums<T> sums;
     int64_t pending = 0;
     const auto flush = [&] {
-      two_sum(dz, dz_tail, sum_of_lanes(sums.dz));
-      two_sum(dz_x_hat, dz_x_hat_tail, sum_of_lanes(sums.dz_x_hat));
+      two_sum(dz, dz_tail, total(sums.dz));
+      two_sum(dz_x_hat, dz_x_hat_tail, total(sums.dz_x_hat));
       sums = TwoSums<T>{};
       pending = 0;
     };
@@ -60,7 +60,7 @@ INLINE void grad_sums_middle(const T* x, Layout from, const T* dy, Layout dense,
         pending += some;
         if (pending >= block) flush();
       }
-    if (pending > 0 || length == 0) flush();
+    if (pending > 0) flush();
     out.first[c] = dz;
     out.first_tail[c] = dz_tail;
     out.second[c] = dz_x_hat;
@@ -71,7 +71,7 @@ INLINE void grad_sums_middle(const T* x, Layout from, const T* dy, Layout dense,
 template <class T>
 struct StripGradSums {
   double dz[kLanes], dz_tail[kLanes], dz_x_hat[kLanes], dz_x_hat_tail[kLanes];
-  double block_dz[kLanes], block_dz_x_hat[kLanes];
+  double block_dz[kLanes], block_dz_x_hat[kLanes], block_dz_tail[kLanes], block_dz_x_hat_tail[kLanes];
 };
 
 template <class T>
@@ -97,15 +97,16 @@ INLINE void grad_sums_rows(const T* x, int64_t x_stride, const T* dy, int64_t dy
         product[j] = product[j] + dz * x_hat;
       }
     for (int j = 0; j < packs; ++j) {
-      add_to(g.block_dz + (p + j) * P::size, widen(sum[j]));
-      add_to(g.block_dz_x_hat + (p + j) * P::size, widen(product[j]));
+      const int64_t at = (p + j) * P::size;
+      add_to(g.block_dz + at, g.block_dz_tail + at, widen(sum[j]));
+      add_to(g.block_dz_x_hat + at, g.block_dz_x_hat_tail + at, widen(product[j]));
     }
   });
 }
 
 template <class T>
 INLINE void grad_sums_last(const T* x, Layout from, const T* dy, Layout dense, Tile tile, XHatNumbers<T> n, Sums out) {
-  constexpr int64_t block = sizeof(T) == 4 ? 512 : 128;  // rows between flushes: a chain of 64 (16) sums in double
+  constexpr int64_t block = 512;  // rows between flushes: for floats a chain of 64 sums in double
   const Strip<T> strip{tile.c1 - tile.c0};
   const int64_t lanes = strip.packs() * Pack<T>::size;
   const XHatNumbers<T> here{n.center + tile.c0, n.rstd + tile.c0};
@@ -113,13 +114,18 @@ INLINE void grad_sums_last(const T* x, Layout from, const T* dy, Layout dense, T
   for (int64_t k = 0; k < lanes; ++k) g.dz[k] = g.dz_tail[k] = g.dz_x_hat[k] = g.dz_x_hat_tail[k] = 0;
   for (int64_t first = tile.o0; first < tile.o1; first += block) {
     const int64_t last = first + block < tile.o1 ? first + block : tile.o1;
-    for (int64_t k = 0; k < lanes; ++k) g.block_dz[k] = g.block_dz_x_hat[k] = 0;
+    for (int64_t k = 0; k < lanes; ++k)
+      g.block_dz[k] = g.block_dz_x_hat[k] = g.block_dz_tail[k] = g.block_dz_x_hat_tail[k] = 0;
     for (int64_t o = first; o < last; o += 8)
       grad_sums_rows(x + o * from.stride + tile.c0, from.stride, dy + o * dense.stride + tile.c0, dense.stride,
                      last - o < 8 ? last - o : 8, strip, here, g);
     for (int64_t k = 0; k < lanes; ++k) {
       two_sum(g.dz[k], g.dz_tail[k], g.block_dz[k]);
       two_sum(g.dz_x_hat[k], g.dz_x_hat_tail[k], g.block_dz_x_hat[k]);
+      if constexpr (sizeof(T) == 8) {
+        g.dz_tail[k] += g.block_dz_tail[k];
+        g.dz_x_hat_tail[k] += g.block_dz_x_hat_tail[k];
+      }
     }
   }
   strip.spread(g.dz, out.first + tile.c0);

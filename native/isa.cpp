@@ -12,6 +12,7 @@
 namespace normwright::NORMWRIGHT_ISA {
 
 #include "pack.inl"
+#include "strip.inl"
 #include "moments.inl"
 #include "apply.inl"
 #include "grad_sums.inl"

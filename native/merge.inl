@@ -1,8 +1,5 @@
 // merge: the sums of parts become the sums of the whole, per channel, in the parts' order.
 
-// What rounding lost counts only while the sum is finite: inf - inf is no tail.
-INLINE double total(double value, double tail) { return tail - tail == 0 ? value + tail : value; }
-
 constexpr int64_t kMergeWidth = 64;  // channels at a time
 
 // Chan's formula over all parts at once: m2 = sum m2_k + sum n_k (mean_k - mean)^2. n * mean may round; the fused

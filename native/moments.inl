@@ -9,9 +9,7 @@
 // about its own mean. Blocks are merged by Chan's formula in double. Squares are added eight deep in T, then in double.
 
 constexpr int64_t kBlockBytes = 8192;  // of one channel, channels in the middle
-// Of one strip, channels last. Doubles are added in doubles: their chains must be short for the rounding's sake.
-template <class T>
-constexpr int64_t kRowBlockBytes = sizeof(T) == 4 ? 262144 : 32768;
+constexpr int64_t kRowBlockBytes = 262144;  // of one strip, channels last
 
 // Moments of a growing range of one channel. Means are compared as distances from the first block's pivot: a difference
 // of pivots is exact, a difference of quotients is not.
@@ -41,21 +39,21 @@ INLINE bool cancels(double squares, double n, double off) { return !(n * off * o
 // as much.)
 template <class T>
 struct AboutPivot {
-  Wide<T> squares = Wide<T>::zero(), differences = Wide<T>::zero();
+  ExactSum<T> squares, differences;
   INLINE void add(Pack<T> d) {
-    accumulate(squares, widen(d * d));
-    if constexpr (sizeof(T) == 8) accumulate(differences, widen(d));
+    squares.add(widen(d * d));
+    if constexpr (sizeof(T) == 8) differences.add(widen(d));
   }
   INLINE void add_wider(Pack<T> d) {
     Wide<T> w = widen(d);
     for (int k = 0; k < Wide<T>::parts; ++k) w.p[k] = w.p[k] * w.p[k];
-    accumulate(squares, w);
+    squares.add(w);
   }
   INLINE void add_eight(const Pack<T> (&d)[8]) {
     Pack<T> t[8];
     for (int k = 0; k < 8; ++k) t[k] = d[k] * d[k];
-    accumulate(squares, widen(tree(t)));
-    if constexpr (sizeof(T) == 8) accumulate(differences, widen(tree(d)));
+    squares.add(widen(tree(t)));
+    if constexpr (sizeof(T) == 8) differences.add(widen(tree(d)));
   }
 };
 
@@ -137,18 +135,18 @@ INLINE void merge_block(const Block<T>& b, Merged& merged) {
   two_sum(sum, tail, more);
   tail += more_tail;
   const double mean = (sum + tail) / n;
-  const auto off_pivot = [&] { return sizeof(T) == 8 ? sum_of_lanes(about.differences) / n : mean - double(pivot); };
-  double squares = sum_of_lanes(about.squares), off = off_pivot();
+  const auto off_pivot = [&] { return sizeof(T) == 8 ? total(about.differences) / n : mean - double(pivot); };
+  double squares = total(about.squares), off = off_pivot();
   if (cancels(squares, n, off)) {
     pivot = T(mean);
     sweep_again<T, false>(b, pivot, about);
-    squares = sum_of_lanes(about.squares);
+    squares = total(about.squares);
     off = off_pivot();
   }
   if (sizeof(T) == 4 && out_of_range(squares, n)) {
     pivot = T(mean);
     sweep_again<T, true>(b, pivot, about);
-    squares = sum_of_lanes(about.squares);
+    squares = total(about.squares);
     off = mean - double(pivot);
   }
   merged.merge(n, sum, tail, squares, double(pivot), off);
@@ -188,68 +186,33 @@ void moments_middle(const T* x, Layout at, Tile tile, Sums out) {
 
 // ---- channels last: a strip of columns ------------------------------------------------------------------------------
 
-// How a strip of columns is cut into packs. A last pack that does not fit overlaps the one before it: its columns are
-// computed twice, alike. Accumulators are indexed by pack, so the two do not meet.
-template <class T>
-struct Strip {
-  static constexpr int size = Pack<T>::size;
-  int64_t width;
-  int64_t packs() const { return (width + size - 1) / size; }
-  bool narrow() const { return width < size; }
-  INLINE int64_t column(int64_t pack) const {
-    const int64_t c = pack * size;
-    return c + size <= width ? c : width - size;
-  }
-  // Is the strip narrow, fewer columns than a pack? Known to the compiler, because to ask at every load is slow.
-  template <bool is_narrow>
-  INLINE Pack<T> load(const T* row, int64_t pack) const {
-    if constexpr (is_narrow) return Pack<T>::load_first(row, width, T(0));
-    else return Pack<T>::load(row + column(pack));
-  }
-  template <bool is_narrow>
-  INLINE Wide<T> load_wide(const T* row, int64_t pack) const {
-    if constexpr (is_narrow) return widen(Pack<T>::load_first(row, width, T(0)));
-    else return ::normwright::NORMWRIGHT_ISA::load_wide(row + column(pack));
-  }
-  // Rows whose per-channel numbers stay in registers while they are written. Where a strip is too wide for that, memory
-  // prefers whole rows.
-  int64_t rows_together() const { return packs() <= 4 ? 8 : 1; }
-  template <bool is_narrow, bool Stream>
-  INLINE void put(Pack<T> value, T* row, int64_t pack) const {
-    if constexpr (is_narrow) value.store_first(row, width);
-    else value.template put<Stream>(row + column(pack));
-  }
-  // From accumulators, indexed by pack, to an array indexed by column.
-  INLINE void spread(const double* accumulated, double* out) const {
-    for (int64_t p = 0; p < packs(); ++p)
-      for (int k = 0; k < size && k < width; ++k) out[(narrow() ? 0 : column(p)) + k] = accumulated[p * size + k];
-  }
-};
-
-constexpr int64_t kLanes = kStrip + 16;
-
 template <class T>
 struct StripMoments {
   double sum[kLanes], sum_tail[kLanes], m2[kLanes], m2_tail[kLanes], pivot0[kLanes], shift[kLanes];  // as in Merged
   double block_sum[kLanes], block_tail[kLanes], block_squares[kLanes], block_differences[kLanes];
+  double squares_tail[kLanes], differences_tail[kLanes];
   T pivot[kLanes];
 };
 
-// Calls work<packs, narrow>(first pack) over all packs of a strip.
-template <class T, class Work>
-INLINE void each_packs(Strip<T> strip, Work work) {
-  if (strip.narrow()) return work.template operator()<1, true>(0);
-  int64_t p = 0;
-  if (strip.packs() <= 4)
-    for (; p + 4 <= strip.packs(); p += 4) work.template operator()<4, false>(p);
-  for (; p < strip.packs(); ++p) work.template operator()<1, false>(p);
+template <class T>
+INLINE void clear_about_pivot(StripMoments<T>& m, int64_t lanes) {
+  for (int64_t k = 0; k < lanes; ++k)
+    m.block_squares[k] = m.block_differences[k] = m.squares_tail[k] = m.differences_tail[k] = 0;
+}
+template <class T>
+INLINE void take_tails(StripMoments<T>& m, int64_t lanes) {
+  if constexpr (sizeof(T) == 8)
+    for (int64_t k = 0; k < lanes; ++k) {
+      m.block_squares[k] = total(m.block_squares[k], m.squares_tail[k]);
+      m.block_differences[k] = total(m.block_differences[k], m.differences_tail[k]);
+    }
 }
 
 template <class T>
 INLINE void strip_sweep(const T* x, int64_t rows, int64_t stride, Strip<T> strip, StripMoments<T>& m) {
   using P = Pack<T>;
-  for (int64_t k = 0; k < strip.packs() * P::size; ++k)
-    m.block_sum[k] = m.block_tail[k] = m.block_squares[k] = m.block_differences[k] = 0;
+  for (int64_t k = 0; k < strip.packs() * P::size; ++k) m.block_sum[k] = m.block_tail[k] = 0;
+  clear_about_pivot(m, strip.packs() * P::size);
   for (int64_t r = 0; r < rows; r += 8) {
     const int64_t some = rows - r < 8 ? rows - r : 8;
     each_packs(strip, [&]<int packs, bool narrow>(int64_t p) {
@@ -271,17 +234,19 @@ INLINE void strip_sweep(const T* x, int64_t rows, int64_t stride, Strip<T> strip
         }
       for (int j = 0; j < packs; ++j) {
         sum[j].store(m.block_sum + (p + j) * P::size, m.block_tail + (p + j) * P::size);
-        add_to(m.block_squares + (p + j) * P::size, widen(squares[j]));
-        if constexpr (sizeof(T) == 8) add_to(m.block_differences + (p + j) * P::size, widen(differences[j]));
+        const int64_t at = (p + j) * P::size;
+        add_to(m.block_squares + at, m.squares_tail + at, widen(squares[j]));
+        if constexpr (sizeof(T) == 8) add_to(m.block_differences + at, m.differences_tail + at, widen(differences[j]));
       }
     });
   }
+  take_tails(m, strip.packs() * P::size);
 }
 
 template <class T, bool Wider>
 INLINE void strip_sweep_again(const T* x, int64_t rows, int64_t stride, Strip<T> strip, StripMoments<T>& m) {
   using P = Pack<T>;
-  for (int64_t k = 0; k < strip.packs() * P::size; ++k) m.block_squares[k] = m.block_differences[k] = 0;
+  clear_about_pivot(m, strip.packs() * P::size);
   each_packs(strip, [&]<int packs, bool narrow>(int64_t p) {
     for (int j = 0; j < packs; ++j) {
       const P pivot = P::load(m.pivot + (p + j) * P::size);
@@ -291,10 +256,12 @@ INLINE void strip_sweep_again(const T* x, int64_t rows, int64_t stride, Strip<T>
         if constexpr (Wider) about.add_wider(d);
         else about.add(d);
       }
-      add_to(m.block_squares + (p + j) * P::size, about.squares);
-      if constexpr (sizeof(T) == 8) add_to(m.block_differences + (p + j) * P::size, about.differences);
+      const int64_t at = (p + j) * P::size;
+      about.squares.store(m.block_squares + at, m.squares_tail + at);
+      if constexpr (sizeof(T) == 8) about.differences.store(m.block_differences + at, m.differences_tail + at);
     }
   });
+  take_tails(m, strip.packs() * P::size);
 }
 
 // The mean of the first rows (of 32, so that hardly one column in a million has it off by a deviation), or of all that
@@ -357,7 +324,7 @@ template <class T>
 void moments_last(const T* x, Layout at, Tile tile, Sums out) {
   const Strip<T> strip{tile.c1 - tile.c0};
   const int64_t lanes = strip.packs() * Pack<T>::size, used = strip.narrow() ? strip.width : lanes;
-  const int64_t fitting = kRowBlockBytes<T> / int64_t(sizeof(T)) / lanes / 8 * 8;
+  const int64_t fitting = kRowBlockBytes / int64_t(sizeof(T)) / lanes / 8 * 8;
   const int64_t block = fitting < 16 ? 16 : fitting;
   StripMoments<T> m;
   for (int64_t k = 0; k < lanes; ++k) m.sum[k] = m.sum_tail[k] = m.m2[k] = m.m2_tail[k] = m.shift[k] = 0;

@@ -171,14 +171,6 @@ INLINE void accumulate(Wide<T>& sum, Wide<T> x) {
   for (int k = 0; k < Wide<T>::parts; ++k) sum.p[k] = sum.p[k] + x.p[k];
 }
 
-// Adds to sums that lie in memory.
-template <class T>
-INLINE void add_to(double* sums, Wide<T> x) {
-  Wide<T> sum = Wide<T>::load(sums);
-  accumulate(sum, x);
-  sum.store(sums);
-}
-
 // (sum, tail) <- (sum, tail) + x without rounding error (Knuth's two-sum).
 INLINE void two_sum(double& sum, double& tail, double x) {
   const double s = sum + x;
@@ -193,8 +185,8 @@ INLINE void two_sum(Pack<double>& sum, Pack<double>& tail, Pack<double> x) {
   sum = s;
 }
 
-// A sum of x that the mean can be trusted with: as good as exact. Floats added as doubles lose nothing that matters
-// (2^29 values of one magnitude are added exactly); doubles need the tail.
+// A sum as good as exact. Floats added as doubles lose nothing that matters (2^29 values of one magnitude are added
+// exactly). Doubles need the tail: many small values on top of a large one are rounded the same way every time.
 template <class T>
 struct ExactSum;
 template <>
@@ -232,13 +224,23 @@ struct ExactSum<double> {
   }
 };
 
+// What rounding lost counts only while the sum is finite: inf - inf is no tail. (Said so that it becomes vectors.)
+INLINE double total(double value, double tail) { return tail - tail == 0 ? value + tail : value; }
+
 template <class T>
-INLINE double sum_of_lanes(const Wide<T>& x) {
-  double lanes[Pack<T>::size];
-  x.store(lanes);
-  double value = 0, tail = 0;
-  for (double lane : lanes) two_sum(value, tail, lane);
-  return value + tail;
+INLINE double total(const ExactSum<T>& sum) {
+  double value, tail;
+  sum.total(value, tail);
+  return total(value, tail);
+}
+
+// Adds to sums that lie in memory.
+template <class T>
+INLINE void add_to(double* sums, double* tails, Wide<T> x) {
+  ExactSum<T> sum;
+  sum.load(sums, tails);
+  sum.add(x);
+  sum.store(sums, tails);
 }
 
 template <class T>

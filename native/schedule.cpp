@@ -1,5 +1,7 @@
 #include "schedule.h"
 
+#include <pthread.h>
+
 #include <cmath>
 #include <memory>
 #include <vector>
@@ -7,6 +9,13 @@
 #include "threads.h"
 
 namespace normwright {
+
+namespace {
+bool forked_child = false;
+[[maybe_unused]] const int watching = pthread_atfork(nullptr, nullptr, [] { forked_child = true; });
+}  // namespace
+bool is_forked_child() { return forked_child; }
+
 namespace {
 
 // What rounding lost counts only while the sum is finite: inf - inf is no tail.
@@ -277,9 +286,9 @@ void backward_fixed(const T* x, Layout at, const T* dy, T* dx, Reals gamma, Real
 
 void memory_floor(const float* a, const float* b, float* c, int64_t n, bool stream) {
   const Kernels<float>& run = active_isa().f32;
-  const int64_t step = divide_up(round_up(n, 16) / 16, omp_get_max_threads()) * 16;
 #pragma omp parallel
   {
+    const int64_t step = divide_up(round_up(n, 16) / 16, omp_get_num_threads()) * 16;
     const int64_t first = std::min(n, step * omp_get_thread_num()), some = std::min(step, n - first);
     if (b) run.triad(a + first, b + first, c + first, some, stream);
     else run.copy(a + first, c + first, some, stream);

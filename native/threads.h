@@ -10,7 +10,11 @@ namespace normwright {
 // Below this many values a second thread costs more than it brings.
 constexpr int64_t kWorthAThread = 1 << 14;
 
+// A forked child has its parent's OpenMP but not its threads, and would wait for them for ever.
+bool is_forked_child();
+
 inline int threads_for(const Plan& plan) {
+  if (is_forked_child()) return 1;
   const int64_t values = plan.at.count() * plan.at.channels;
   const int64_t most = std::min<int64_t>(omp_get_max_threads(), std::max<int64_t>(1, values / kWorthAThread));
   return omp_in_parallel() ? 1 : int(std::min(most, plan.tiles()));

@@ -88,6 +88,20 @@ def normal(*shape: int, mean: float = 0.0, std: float = 1.0) -> Draw:
     return draw
 
 
+def zeros(*shape: int) -> Draw:
+    """Nothing but 0, to be changed."""
+    return lambda rng, dtype: np.zeros(shape, dtype)
+
+
+def keep_one_in(n: int) -> Callable[[np.ndarray], None]:
+    """A change that leaves every n-th value of the array and sets the others to 0."""
+
+    def change(x: np.ndarray) -> None:
+        x.reshape(-1)[np.arange(x.size) % n != 0] = 0
+
+    return change
+
+
 def then(draw: Draw, change: Callable[[np.ndarray], np.ndarray | None]) -> Draw:
     """`draw`, then `change` applied: in place where it returns None."""
 
@@ -172,6 +186,10 @@ _VALUES = [
     Case("offset-1e6-n-c", "the same for a dense layer", 1, normal(300, 5, mean=1e6)),
     Case("constant", "variance 0 at a mean that has no exact sum", 1, then(normal(6, 3, 5, 5), constant)),
     Case("constant-last", "the same by rows", 1, then(normal(500, 3), constant)),
+    # Many small terms on top of a large one are all rounded the same way: a chain of additions shows.
+    Case("one-among-zeros-ncl", "short runs, one value each", 1, then(zeros(40, 2, 25), put(1.7, 0, 0, 7))),
+    Case("one-among-zeros-n-c", "one value in a long column", 1, then(zeros(300, 17), put(1.7, 0, 3))),
+    Case("sparse", "hardly a value is not 0", 1, then(normal(300, 17), keep_one_in(100))),
     Case("outlier", "one value of 1e6", 1, then(normal(4, 3, 16, 16), put(1e6, 2, 1, 7, 7))),
     Case("outlier-first", "the first value, a likely pivot, is 1e6", 1, then(normal(600, 4), put(1e6, 0, 2))),
     Case("outlier-first-ncl", "the same along a channel", 1, then(normal(4, 3, 121), put(-1e6, 0, 1, 0))),

@@ -200,3 +200,23 @@ def test_an_unknown_instruction_set_is_a_clear_error():
     with pytest.raises(ValueError, match=words):
         cpu.force_isa("sse9")
     assert cpu.isa() in _native.isas()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that forks")
+def test_a_forked_child_of_a_parent_with_threads_does_not_hang():
+    # OpenMP's threads are not forked with the process. A child that waited for them would never end.
+    code = """
+import os, sys
+import numpy as np
+from normwright import _native
+from normwright.kernels import cpu
+_native.set_threads(2)
+x = np.random.default_rng(0).standard_normal((8, 64, 56, 56)).astype(np.float32)
+want, _ = cpu.forward_train(x, None, None, 1e-5, 1)
+child = os.fork()
+if child == 0:
+    got, _ = cpu.forward_train(x, None, None, 1e-5, 1)
+    os._exit(0 if got.tobytes() == want.tobytes() else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert run_python(code).split() == ["0"]

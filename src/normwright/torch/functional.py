@@ -72,19 +72,22 @@ def normalize(
     training: bool,
     momentum: float,
     eps: float,
+    counter: Tensor | None = None,
 ) -> Tensor:
-    """`batch_norm` on behalf of `call`, whose name the errors carry."""
+    """`batch_norm` on behalf of `call`, whose name errors carry; `counter` counts the call once it is checked."""
+    native = False
     if (
         not has_torch_function_variadic(x, running_mean, running_var, weight, bias)
         and not kernels.being_traced()
     ):
         check(call, x, running_mean, running_var, weight, bias, training, momentum, eps)
-        if kernels.apply(x, running_mean, running_var, weight, bias):
-            if training:
-                return kernels.batch_norm_train(x, running_mean, running_var, weight, bias, momentum, eps)
-            assert running_mean is not None  # checked
-            assert running_var is not None
-            return kernels.batch_norm_fixed(x, running_mean, running_var, weight, bias, eps)
+        native = kernels.apply(x, running_mean, running_var, weight, bias)
+    if counter is not None:
+        counter.add_(1)
+    if native and training:
+        return kernels.batch_norm_train(x, running_mean, running_var, weight, bias, momentum, eps)
+    if native and running_mean is not None and running_var is not None:
+        return kernels.batch_norm_fixed(x, running_mean, running_var, weight, bias, eps)
     return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
 
 

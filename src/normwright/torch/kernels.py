@@ -48,18 +48,35 @@ def _is_plain(x: Tensor) -> bool:
     )
 
 
-def apply(x: Tensor, *per_channel: Tensor | None) -> bool:
+def apply(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> bool:
     """True where the native kernels apply to x and these per-channel tensors, whose shapes were checked before."""
     dtype = x.dtype
     if not NATIVE or dtype not in _DTYPES or not _is_plain(x) or _is_watched() or x.numel() == 0:
         return False
-    for t in per_channel:
+    grad = torch.is_grad_enabled()
+    for t in (running_mean, running_var, weight, bias):
         if t is None:
             continue  # a plain loop: all() over a generator takes twice the time
         if t.dtype is not dtype or not t.is_contiguous() or not _is_plain(t):
             return False
-    # Autograd refuses to save a tensor made in inference mode, and would do so after the kernel has run.
-    return not (torch.is_grad_enabled() and x.is_inference())
+        if grad and t.is_inference():
+            return False
+    # What autograd refuses (to save a tensor made in inference mode, a gradient for running statistics) it would
+    # refuse after the kernel has run: torch's own raises before.
+    if grad and x.is_inference():
+        return False
+    return not (
+        grad
+        and running_mean is not None
+        and running_var is not None
+        and (running_mean.requires_grad or running_var.requires_grad)
+    )
 
 
 def batch_norm_train(

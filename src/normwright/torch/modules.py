@@ -10,7 +10,7 @@ from normwright.torch.functional import normalize
 
 
 class _Layer(nn.modules.batchnorm._BatchNorm):
-    """What the three layers share: a forward that checks first, counts after, and takes the native kernels."""
+    """What the three layers share: a forward that checks first, then counts, and takes the native kernels."""
 
     _ranks: ClassVar[tuple[int, ...]]
     _name: ClassVar[str]
@@ -34,12 +34,10 @@ class _Layer(nn.modules.batchnorm._BatchNorm):
         counter = self.num_batches_tracked if training and self.track_running_stats else None
         if counter is not None and self.momentum is None:
             rate = 1.0 / float(counter + 1)
-        y = normalize(
-            self._name, input, running_mean, running_var, self.weight, self.bias, by_batch, rate, self.eps
+        weight, bias = self.weight, self.bias
+        return normalize(
+            self._name, input, running_mean, running_var, weight, bias, by_batch, rate, self.eps, counter
         )
-        if counter is not None:
-            counter.add_(1)
-        return y
 
     def _check_input_dim(self, input: Tensor) -> None:
         checks.check_rank(self._name, input.shape, self._ranks)
