@@ -87,7 +87,7 @@ INLINE void grad_sums_rows(const T* x, int64_t x_stride, const T* dy, int64_t dy
     }
     for (int64_t k = 0; k < some; ++k)
       for (int j = 0; j < packs; ++j) {
-        if constexpr (packs == 1) {  // eight rows are no long piece
+        if constexpr (packs == 1 && !narrow) {  // eight rows are no long piece
           prefetch(x + (8 + k) * x_stride + strip.column(p + j));
           prefetch(dy + (8 + k) * dy_stride + strip.column(p + j));
         }

@@ -226,7 +226,7 @@ INLINE void strip_sweep(const T* x, int64_t rows, int64_t stride, Strip<T> strip
       for (int64_t k = 0; k < some; ++k)
         for (int j = 0; j < packs; ++j) {
           const T* row = x + (r + k) * stride;
-          if constexpr (packs == 1) prefetch(row + 8 * stride + strip.column(p + j));  // eight rows are no long piece
+          if constexpr (packs == 1 && !narrow) prefetch(row + 8 * stride + strip.column(p + j));  // eight rows are no long piece
           sum[j].add(strip.template load_wide<narrow>(row, p + j));
           const P d = strip.template load<narrow>(row, p + j) - pivot[j];
           squares[j] = squares[j] + d * d;
