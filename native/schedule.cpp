@@ -18,7 +18,7 @@ bool is_forked_child() { return forked_child; }
 
 namespace {
 
-// What rounding lost counts only while the sum is finite: inf - inf is no tail.
+// As in pack.inl, which this file cannot share: that one is compiled for each instruction set.
 double total(double value, double tail) { return std::isfinite(tail) ? value + tail : value; }
 
 // Scratch of one call: the sums of every chunk, of the rest, of all folded rows and of the whole; per-channel numbers.
@@ -217,7 +217,7 @@ void forward_train(const T* x, Layout at, T* y, Reals gamma, Reals beta, double 
 template <class T>
 void backward_train(const T* x, Layout at, const T* dy, T* dx, Reals gamma, Saved saved, MutableReals dgamma,
                     MutableReals dbeta) {
-  Call<T> call(at, 6);
+  Call<T> call(at, 5);
   const double n = double(at.count());
   const GradNumbers<T> numbers{call.scratch.numbers(0), call.scratch.numbers(2), call.scratch.numbers(3),
                                call.scratch.numbers(4)};

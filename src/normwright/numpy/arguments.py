@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from normwright.core.checks import (
     DtypeError,
     ShapeError,
+    check_axis,
     check_both_or_neither,
     check_eps,
     check_per_channel,
@@ -53,6 +54,15 @@ def vector(call: str, name: str, values: Any, shape: tuple[int, ...], axis: int)
         raise DtypeError(message(call, f"{name} of real numbers", f"dtype {given.dtype}"))
     check_per_channel(call, name, given.shape, shape, axis)
     return given.astype(np.float64)
+
+
+def inputs(
+    call: str, x: Any, axis: int, gamma: Any, beta: Any
+) -> tuple[Array, int, Float64 | None, Float64 | None]:
+    """x, its channel axis from 0, gamma and beta."""
+    x = array(call, "x", x)
+    axis = check_axis(call, x.shape, axis)
+    return x, axis, vector(call, "gamma", gamma, x.shape, axis), vector(call, "beta", beta, x.shape, axis)
 
 
 def settings(call: str, bn_param: Any, shape: tuple[int, ...], axis: int) -> Settings:

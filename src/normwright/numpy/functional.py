@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from normwright import kernels
-from normwright.core.checks import DtypeError, ShapeError, check_axis, check_more_than_one_value, message
+from normwright.core.checks import DtypeError, ShapeError, check_more_than_one_value, message
 from normwright.core.moments import Saved
 from normwright.core.running import update
 from normwright.numpy import arguments
@@ -151,10 +151,7 @@ def train(
     axis: int,
 ) -> tuple[Array, dict[str, Any], Cache]:
     """`batchnorm_train_cached` on behalf of `call`, whose name stands in the errors."""
-    x = arguments.array(call, "x", x)
-    axis = check_axis(call, x.shape, axis)
-    gamma = arguments.vector(call, "gamma", gamma, x.shape, axis)
-    beta = arguments.vector(call, "beta", beta, x.shape, axis)
+    x, axis, gamma, beta = arguments.inputs(call, x, axis, gamma, beta)
     eps, momentum, running_mean, running_var = arguments.settings(call, bn_param, x.shape, axis)
     remedy = "Use a larger batch, or predict by running statistics."
     check_more_than_one_value(call, x.shape, axis, remedy)
@@ -178,10 +175,7 @@ def predict(
     axis: int,
 ) -> Array:
     """`batchnorm_predict` on behalf of `call`."""
-    x = arguments.array(call, "x", x)
-    axis = check_axis(call, x.shape, axis)
-    gamma = arguments.vector(call, "gamma", gamma, x.shape, axis)
-    beta = arguments.vector(call, "beta", beta, x.shape, axis)
+    x, axis, gamma, beta = arguments.inputs(call, x, axis, gamma, beta)
     eps, _, running_mean, running_var = arguments.settings(call, bn_param, x.shape, axis)
     if running_mean is None or running_var is None:
         expected, got = "bn_param with running_mean and running_var", f"the keys {list(bn_param)}"
