@@ -1,6 +1,8 @@
 # make demo    set everything up in .venv and run the main job
 # make test    set everything up and run the tests and doctests
 # make check   lint, types, slow tests
+# make lab     every experiment at full size into docs/lab; cut off, it goes on where it was
+# make docs    the tables and pages that are made from docs/lab and the benchmark's records
 # Another package index: PIP_INDEX_URL=... make demo (pip reads its own environment variables).
 
 PYTHON ?= python3
@@ -11,7 +13,7 @@ PIP    := $(RUN)/python -m pip install --quiet --constraint constraints.txt
 # Python files are used from src/ as they are: only these ask for an installation.
 INSTALLED_FROM := pyproject.toml CMakeLists.txt constraints.txt $(wildcard native/*)
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench lab docs clean
 demo: $(READY)
 	$(RUN)/normwright demo
 
@@ -26,6 +28,16 @@ check: $(READY)
 
 bench: $(READY)
 	$(RUN)/normwright bench
+
+lab: $(READY)
+	$(RUN)/normwright lab all --out docs/lab
+
+TABLE := $(RUN)/normwright table docs/lab/results.json
+docs: $(READY)
+	$(TABLE) --into README.md
+	$(TABLE) --into README.zh-CN.md --lang zh
+	$(TABLE) --part report --into docs/laboratory.md
+	$(TABLE) --part questions --into docs/questions.md
 
 $(READY): $(INSTALLED_FROM)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "normwright needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)")'

@@ -17,6 +17,7 @@ from normwright.bench.worker import Job
 from normwright.cli import app
 from normwright.kernels import NATIVE
 from normwright.report import records
+from normwright.report.words import Say
 
 TINY = Case((4, 3, 5, 5), "channels-last", "small")
 BUDGET = Budget(seconds=0, least=2, most=2)
@@ -41,7 +42,7 @@ def test_a_small_benchmark_measures_each_state_apart_and_writes_what_it_prints(t
     printed = console.file.getvalue()
     assert "4x3x5x5" in printed
     assert "Never slower than torch" in printed
-    assert "| 4x3x5x5 | channels-last | 0.001 |" in table.markdown(measured, about)
+    assert "| 4x3x5x5 | channels-last | 0.001 |" in table.markdown(measured, about, Say())
 
 
 @measures
@@ -150,7 +151,7 @@ def test_save_names_the_file_after_the_machine(monkeypatch, tmp_path):
 def test_the_table_command_prints_and_puts_the_table_into_a_file(monkeypatch, tmp_path):
     results, readme = tmp_path / "r.json", tmp_path / "README.md"
     records.write(results, [], experiment="bench")
-    monkeypatch.setattr(table, "markdown", lambda measured, about: f"| {about['experiment']} |\n")
+    monkeypatch.setattr(table, "markdown", lambda measured, about, say: f"| {about['experiment']} |\n")
     assert CliRunner().invoke(app, ["table", str(results)]).stdout == "| bench |\n"
     readme.write_text("a\n<!-- bench:begin -->\n<!-- bench:end -->\nz\n")
     for _ in range(2):

@@ -98,6 +98,13 @@ def test_imports_go_one_way():
         ("report/page.py", "from normwright.lab import x", "report.page imports normwright.lab.x"),
         ("report/page.py", "from normwright import numpy", "report.page imports normwright.numpy"),
         ("report/page.py", "from torch import nn", "report.page imports torch.nn"),
+        (
+            "report/cards/race.py",
+            "from normwright.lab import x",
+            "report.cards.race imports normwright.lab.x",
+        ),
+        ("report/cards/race.py", "from ...lab import x", "report.cards.race imports normwright.lab.x"),
+        ("report/cards/race.py", "import torch", "report.cards.race imports torch"),
         ("lab/race.py", "from normwright.kernels import best", "lab.race imports normwright.kernels.best"),
         ("__init__.py", "from normwright import core", "normwright imports normwright.core"),
         ("shed/tool.py", "", "shed.tool: shed is a room without a rule"),
@@ -149,6 +156,12 @@ def test_a_door_imports_its_own_framework_alone():
     modules = run_python(IMPORT.format(door=".numpy")).split()
     assert "numpy" in modules
     assert (FRAMEWORKS & set(modules)) == set()
+
+
+def test_telling_the_benchmark_draws_nothing():
+    modules = run_python(IMPORT.format(door=".bench.table, normwright.report.terminal")).split()
+    assert "rich" in modules
+    assert {"matplotlib", "jinja2", "sklearn"} & set(modules) == set()
 
 
 def test_the_version_is_the_packages():

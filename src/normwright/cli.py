@@ -1,9 +1,10 @@
 """The command line: parses, calls, prints."""
 
+import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -33,25 +34,84 @@ def commands(
     """Batch normalization that is fast, exact, and easy to trust."""
 
 
+OUT = Path("normwright-report")
+LAB_NEEDS = {"torch": "torch", "sklearn": "scikit-learn", "matplotlib": "matplotlib", "jinja2": "jinja2"}
+Out = Annotated[Path, typer.Option(help="Folder of the page, its records and its pictures.")]
+Seed = Annotated[int, typer.Option(min=0, help="The first of the repetitions' seeds.")]
+Data = Annotated[str, typer.Option(help="digits, mnist=DIR (IDX files) or cifar10=DIR (the binary version).")]
+Jobs = Annotated[
+    int | None, typer.Option(min=1, help="Experiments side by side; changes no result. Default: the cores.")
+]
+Lang = Annotated[Literal["en", "zh"], typer.Option(help="Language of the page and the tables.")]
+
+
 @app.command()
-def demo(
-    seed: Annotated[int, typer.Option(min=0, help="The first of the three runs' seeds.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder of the page and its records.")] = Path(
-        "normwright-report"
-    ),
+def demo(seed: Seed = 0, out: Out = OUT, data: Data = "digits", jobs: Jobs = None, lang: Lang = "en") -> None:
+    """Show what batch normalization does: every experiment of the laboratory, small, on real data."""
+    _need("lab", LAB_NEEDS)
+    from normwright.lab.registry import EXPERIMENTS
+    from normwright.lab.run import Order
+
+    _run_lab("demo", Order(list(EXPERIMENTS), "demo", data, seed), out=out, jobs=jobs, language=lang)
+
+
+@app.command()
+def lab(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Experiments, or: all. Without one: the list.")
+    ] = None,
+    seed: Seed = 0,
+    out: Out = OUT,
+    data: Data = "digits",
+    jobs: Jobs = None,
+    lang: Lang = "en",
+    again: Annotated[
+        bool, typer.Option("--again", help="Measure anew what an earlier run has kept.")
+    ] = False,
 ) -> None:
-    """Train networks with and without batch normalization on real data, and show what it did."""
-    _need(
-        "lab", {"torch": "torch", "sklearn": "scikit-learn", "matplotlib": "matplotlib", "jinja2": "jinja2"}
-    )
-    from normwright.lab import demo as main_job
+    """Run experiments at full size. What was measured is kept: a run that was cut off goes on where it was."""
+    _need("lab", LAB_NEEDS)
+    from normwright.lab.registry import EXPERIMENTS
+    from normwright.lab.run import Order
+
+    if not names:
+        for experiment in EXPERIMENTS.values():
+            typer.echo(f"{experiment.name:<16} {experiment.about}")
+        return
+    unknown = [name for name in names if name != "all" and name not in EXPERIMENTS]
+    if unknown:
+        known = ", ".join(["all", *EXPERIMENTS])
+        _stop(
+            f"normwright lab: expected names of experiments, got {', '.join(unknown)}. Known: {known}.",
+            code=2,
+        )
+    chosen = [name for name in EXPERIMENTS if name in names or "all" in names]
+    order = Order(chosen, "full", data, seed)
+    _run_lab("lab", order, out=out, jobs=jobs, language=lang, resume=True, again=again)
+
+
+def _run_lab(command: str, order: Any, *, out: Path, **options: Any) -> None:
+    """Run experiments; what can go wrong outside them ends in one line."""
+    from normwright.lab import run as laboratory
 
     try:
-        main_job.run(seed=seed, out=out)
+        laboratory.run(order, out=out, **options)
+    except FileNotFoundError as error:
+        _stop(f"normwright {command}: {error}", code=1)
     except OSError as error:
-        _stop(f"normwright demo: cannot write to {out}: {error.strerror or error}", code=1)
+        folder = os.path.expanduser(order.data.partition("=")[2])
+        if folder and str(error.filename).startswith(folder):
+            _stop(f"normwright {command}: cannot read {error.filename}: {error.strerror}", code=1)
+        _stop(f"normwright {command}: cannot write to {out}: {error.strerror or error}", code=1)
+    except ValueError as error:
+        if order.data == "digits":
+            raise  # not the reader's doing: no file of theirs was read
+        _stop(f"normwright {command}: {error}", code=1)
     except KeyboardInterrupt:
-        _stop("normwright demo: stopped; nothing was written.", code=130)
+        kept = (
+            "nothing was written" if command == "demo" else "what was measured is kept; run it again to go on"
+        )
+        _stop(f"normwright {command}: stopped; {kept}.", code=130)
 
 
 @app.command()
@@ -85,35 +145,56 @@ def bench(
 
 @app.command()
 def table(
-    results: Annotated[Path, typer.Argument(help="Records that `demo` or `bench` wrote.")],
+    results: Annotated[Path, typer.Argument(help="Records that `demo`, `lab` or `bench` wrote.")],
+    part: Annotated[
+        Literal["summary", "report", "questions"],
+        typer.Option(help="Of the laboratory: its verdicts, everything, or the readers' questions."),
+    ] = "summary",
     into: Annotated[Path | None, typer.Option(help="Put it between this file's markers.")] = None,
+    lang: Lang = "en",
 ) -> None:
-    """Print a results file as Markdown, or put it into a README."""
-    from normwright.bench import table as speed
-    from normwright.report import demo as main_job
-    from normwright.report import markdown, records
-
-    tellers = {"bench": speed.markdown, "demo": lambda *told: markdown.render(main_job.document(*told))}
+    """Print a results file as Markdown, or put it into a file of the documentation."""
     try:
-        measured, about = records.read(results)
-        experiment = str(about.get("experiment"))
-        if experiment not in tellers:
-            raise ValueError(f"{results}: expected records of {' or '.join(tellers)}, got {experiment}.")
-        block = tellers[experiment](measured, about)
+        name, block = _markdown(results, part, lang, into)
         if into is None:
             typer.echo(block, nl=False)
         else:
+            from normwright.report import markdown
+
             text = into.read_text(encoding="utf-8")
-            into.write_text(markdown.put_into(text, experiment, block), encoding="utf-8")
+            into.write_text(markdown.put_into(text, name, block), encoding="utf-8")
     except OSError as error:
         _stop(f"normwright table: {error.filename}: {error.strerror}", code=1)
     except (ValueError, KeyError) as error:
-        _stop(
-            f"normwright table: {results} into {into}: {error}"
-            if into
-            else f"normwright table: {results}: {error}",
-            1,
-        )
+        where = f"{results} into {into}" if into else str(results)
+        _stop(f"normwright table: {where}: {error}", code=1)
+
+
+def _markdown(results: Path, part: str, lang: Literal["en", "zh"], into: Path | None) -> tuple[str, str]:
+    """The name of the markers and what goes between them."""
+    from normwright.report import records
+    from normwright.report.words import Say
+
+    measured, about = records.read(results)
+    say = Say(lang)
+    if about.get("experiment") == "bench":
+        from normwright.bench import table as speed
+
+        return "bench", speed.markdown(measured, about, say)
+    if about.get("experiment") not in ("demo", "lab"):
+        raise ValueError(f"expected records of demo, lab or bench, got {about.get('experiment')}.")
+    _need("report", {"matplotlib": "matplotlib"})
+    from normwright.report import laboratory, markdown
+
+    document = laboratory.document(measured, about, say)
+    # Relative to the file that shows them: the pictures lie beside the records.
+    pictures = Path(os.path.relpath(results.parent / "pictures", into.parent if into else Path())).as_posix()
+    blocks = {
+        "summary": lambda: markdown.summary(document, say),
+        "report": lambda: markdown.render(document, say, pictures),
+        "questions": lambda: markdown.questions(document, pictures),
+    }
+    return part, blocks[part]()
 
 
 @app.command()

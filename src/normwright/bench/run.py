@@ -23,6 +23,7 @@ from normwright.bench.worker import REFUSED, Job
 from normwright.kernels import NATIVE
 from normwright.report import records, terminal
 from normwright.report.records import Record
+from normwright.report.words import Say
 
 # glibc reads these when a process starts: no block is mapped of its own, and none is ever handed back, so that an
 # output finds the pages of one freed before.
@@ -91,7 +92,7 @@ def run(
     document = {"experiment": "bench", **about}
     if into is not None:
         records.write(into, measured, **document)
-    terminal.show(table.document(measured, {**document, "stamp": records.stamp()}), console)
+    terminal.show(table.document(measured, {**document, "stamp": records.stamp()}), console, Say())
     if into is not None:
         console.print(f"The records: {into}", soft_wrap=True)
     return measured

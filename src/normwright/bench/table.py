@@ -7,8 +7,9 @@ from typing import Any
 
 from normwright.bench.cases import LAYOUTS
 from normwright.bench.machine import caches
-from normwright.report.document import Card, Document, Outcome, Table, Verdict
+from normwright.report.document import Card, Document, Outcome, Table, Verdict, outcome_words
 from normwright.report.records import Record
+from normwright.report.words import Say
 
 FORWARD, BOTH = "forward", "forward+backward"
 LARGE_BYTES = 8_000_000
@@ -81,63 +82,78 @@ def is_defeat(speed_up: float | None) -> bool:
 
 
 def document(records: Sequence[Record], about: Mapping[str, Any]) -> Document:
-    """What the terminal prints."""
-    states = list(about["allocators"])
+    """What the terminal prints, in English."""
+    say, states = Say(), list(about["allocators"])
     columns = (
-        *_columns(states)[1:],  # without MB: a terminal is narrow
+        *_columns(states, say)[1:],  # without MB: a terminal is narrow
         Column("GB/s", "GB/s", lambda c: _times(1e-9, c.bytes_a_second(BOTH, states[0]))),
     )
     table = Table(
         "Times as fast as torch",
         ("shape", "layout", *(column.short for column in columns)),
-        _rows(cells(records), columns, states, defeat="{}<"),
+        _rows(cells(records), columns, states, "{}<", say),
         f"fwd: forward; both: and backward, {states[0]} memory"
         f"{''.join(f'; {state}: both in {state} memory' for state in states[1:])}; floor: the time of both over "
         "the floor's; GB/s: of the least that must be moved. <: slower. Means are geometric.",
     )
-    verdict = _verdict(cells(records), states)
+    verdict = _verdict(cells(records), states, say)
     return Document(
         title="Batch normalization in training, beside torch and the memory floor",
         headline=_headline(cells(records), states),
-        about=" ".join(_notes(records, about)).replace("`", ""),
-        cards=(Card(title="Speed", done="", tables=(table,), verdicts=(verdict,)),),
+        about=" ".join(_notes(records, about, say)).replace("`", ""),
+        cards=(Card("speed", "Speed", claim="", done="", verdicts=(verdict,), tables=(table,)),),
         command=about["command"],
         stamp=tuple((key, str(value)) for key, value in about["stamp"].items()),
     )
 
 
-def markdown(records: Sequence[Record], about: Mapping[str, Any]) -> str:
+def markdown(records: Sequence[Record], about: Mapping[str, Any], say: Say) -> str:
     """What a README shows: the table, and what must be said beside it."""
     states = list(about["allocators"])
-    columns = _columns(states)
-    verdict = _verdict(cells(records), states)
-    titles = ("shape", "layout", *(column.title for column in columns))
-    heads = (":---", ":---", *("---:" for _ in columns))
-    rows = [titles, heads, *_rows(cells(records), columns, states, defeat="**{}**")]
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    notes = "\n".join([*_notes(records, about), "Means are geometric; what is slower than torch is bold."])
-    return (
-        "\n\n".join([f"{verdict.claim}: {verdict.outcome}. {verdict.sentence}", "\n".join(lines), notes])
-        + "\n"
+    columns = _columns(states, say)
+    verdict = _verdict(cells(records), states, say)
+    outcome = outcome_words(verdict.outcome, say)
+    told = say(
+        f"{verdict.claim}: {outcome}. {verdict.sentence}", f"{verdict.claim}：{outcome}。{verdict.sentence}"
     )
+    titles = (say("shape", "形状"), say("layout", "布局"), *(column.title for column in columns))
+    heads = (":---", ":---", *("---:" for _ in columns))
+    rows = [titles, heads, *_rows(cells(records), columns, states, "**{}**", say)]
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    means = say(
+        "Means are geometric; what is slower than torch is bold.", "平均为几何平均；慢于 torch 的用粗体。"
+    )
+    notes = "\n".join([*_notes(records, about, say), means])
+    return "\n\n".join([told, "\n".join(lines), notes]) + "\n"
 
 
-def _columns(states: Sequence[str]) -> tuple[Column, ...]:
+def _columns(states: Sequence[str], say: Say) -> tuple[Column, ...]:
+    def beside_torch(short: str, what: str, state: str) -> Column:
+        step, memory = say("fwd" if what == FORWARD else "fwd+bwd", _step(what, say)), _state(state, say)
+        title = say(f"{step} x torch, {memory}", f"{step}速度 / torch，{memory}")
+        return Column(short, title, lambda cell: cell.speed_up(what, state), versus=True)
+
     first, *others = states
+    floor = say(f"fwd+bwd over floor, {first}", f"{_step(BOTH, say)}耗时 / 下限，{_state(first, say)}")
     return (
         Column("MB", "MB", lambda c: c.bytes / 1e6),
-        Column("fwd", f"fwd x torch, {first}", lambda c: c.speed_up(FORWARD, first), versus=True),
-        Column("both", f"fwd+bwd x torch, {first}", lambda c: c.speed_up(BOTH, first), versus=True),
-        *(
-            Column(f"{o}", f"fwd+bwd x torch, {o}", lambda c, o=o: c.speed_up(BOTH, o), versus=True)  # type: ignore[misc]
-            for o in others
-        ),
-        Column("floor", f"fwd+bwd over floor, {first}", lambda c: c.over_floor(BOTH, first)),
+        beside_torch("fwd", FORWARD, first),
+        beside_torch("both", BOTH, first),
+        *(beside_torch(other, BOTH, other) for other in others),
+        Column("floor", floor, lambda c: c.over_floor(BOTH, first)),
     )
+
+
+def _step(what: str, say: Say) -> str:
+    return say(what, "前向" if what == FORWARD else "前向+反向")
+
+
+def _state(allocator: str, say: Say) -> str:
+    return say(allocator, {"warm": "热", "default": "默认"}.get(allocator, allocator))
 
 
 def _rows(
-    of: Sequence[Cell], columns: Sequence[Column], states: Sequence[str], defeat: str
+    of: Sequence[Cell], columns: Sequence[Column], states: Sequence[str], defeat: str, say: Say
 ) -> tuple[tuple[str, ...], ...]:
     """A row for each cell, those with defeats first; then the geometric means of the large ones."""
 
@@ -160,7 +176,7 @@ def _rows(
                 shown(c, None if c.title == "MB" else geometric_mean([c.of(cell) for cell in large]))
                 for c in columns
             )
-            rows.append(("mean > 8 MB", layout, *means))
+            rows.append((say("mean > 8 MB", "平均，> 8 MB"), layout, *means))
     return tuple(rows)
 
 
@@ -193,54 +209,85 @@ def _headline(of: Sequence[Cell], states: Sequence[str]) -> str:
     return measured + (", ".join(parts) + "." if parts else "no such tensor was measured.")
 
 
-def _verdict(of: Sequence[Cell], states: Sequence[str]) -> Verdict:
+def _verdict(of: Sequence[Cell], states: Sequence[str], say: Say) -> Verdict:
     """Never slower than torch: every shape, forward and with backward, in every state of the allocator."""
     slower = []
     for cell in of:
-        found = {
-            f"{what} {state}": cell.speed_up(what, state) for what in (FORWARD, BOTH) for state in states
-        }
+        found = {(what, state): cell.speed_up(what, state) for what in (FORWARD, BOTH) for state in states}
         lost = [
-            f"{value:.2f} {name}" for name, value in found.items() if value is not None and is_defeat(value)
+            say(f"{value:.2f} {what} {state}", f"{_step(what, say)}（{_state(state, say)}）{value:.2f}")
+            for (what, state), value in found.items()
+            if value is not None and is_defeat(value)
         ]
-        slower += [f"{cell.size} {cell.layout} ({', '.join(lost)})"] * bool(lost)
+        if lost:
+            named = f"{cell.size} {cell.layout}"
+            slower.append(say(f"{named} ({', '.join(lost)})", f"{named}：{'、'.join(lost)}"))
     count, asked = sum(cell.defeats(states) for cell in of), len(of) * 2 * len(states)
     outcome: Outcome = (
         "holds" if count == 0 else "holds partly" if 2 * count < asked else "does not hold here"
     )
-    sentence = (
-        f"Slower in {count} of {asked} measurements" + (": " if slower else "") + "; ".join(slower) + "."
+    sentence = say(
+        f"Slower in {count} of {asked} measurements" + (": " if slower else "") + "; ".join(slower) + ".",
+        f"{asked} 项测量中有 {count} 项更慢" + ("：" if slower else "") + "；".join(slower) + "。",
     )
-    return Verdict("Never slower than torch", outcome, sentence)
+    return Verdict(say("Never slower than torch", "从不慢于 torch"), outcome, sentence)
 
 
-def _notes(records: Sequence[Record], about: Mapping[str, Any]) -> list[str]:
+def _notes(records: Sequence[Record], about: Mapping[str, Any], say: Say) -> list[str]:
     """What a number means little without."""
-    stamped, kernels, states = about["stamp"], about["kernels"], list(about["allocators"])
-    where = records[0].where
-    rounds = [int(r.where["rounds"] or 0) for r in records]
-    memory = [
-        "Warm: the allocator keeps freed memory ("
-        + ", ".join(f"`{key}={value}`" for key, value in about["allocators"]["warm"].items())
-        + "), so outputs find its pages. "
-        if "warm" in states
-        else "",
-        "Default: the allocator as users get it, with which most outputs above 32 MB, and now and then a "
-        "smaller one, fault in every page again, on both sides.",
-    ]
-    last = int(kernels.get("last-level cache bytes") or 0)
-    largest = max(int(r.where["bytes"] or 0) for r in records)
-    cached = (
-        f" No tensor here is twice the last-level cache ({last / (1 << 20):g} MB): "
-        "this floor is a cache's, not memory's."
-    )
     return [
+        _conditions(records, about, say),
+        _memory(about["allocators"], say),
+        say(
+            "The floor is what memory allows, measured in the same rounds on as many bytes: a copy for forward, "
+            "a copy and a triad for forward and backward.",
+            "下限是内存所允许的最短时间，在同样的轮次中以同样多的字节测得：前向为一次复制（copy），"
+            "前向加反向为一次复制和一次三元运算（triad）。",
+        )
+        + _cached(records, about["kernels"], say),
+        say(f"Measured by `{about['command']}`.", f"由 `{about['command']}` 测得。"),
+    ]
+
+
+def _conditions(records: Sequence[Record], about: Mapping[str, Any], say: Say) -> str:
+    """What was measured how often, and on which machine."""
+    stamped, kernels, where = about["stamp"], about["kernels"], records[0].where
+    rounds = [int(r.where["rounds"] or 0) for r in records]
+    sizes = caches(kernels, stamped)
+    sizes = say(sizes, sizes.replace("last level", "末级").replace("not told by the system", "系统未告知"))
+    return say(
         f"Float32, training, medians of {min(rounds)} to {max(rounds)} interleaved rounds, {where['threads']} "
-        f"threads: {stamped['processor']}, {stamped['cores']} cores ({caches(kernels, stamped)}), "
+        f"threads: {stamped['processor']}, {stamped['cores']} cores ({sizes}), "
         f"{kernels['instruction set']} kernels, normwright {stamped['normwright']}, torch {stamped['torch']}, "
         f"Python {stamped['python']}.",
-        "".join(memory),
-        "The floor is what memory allows, measured in the same rounds on as many bytes: a copy for forward, "
-        "a copy and a triad for forward and backward." + (cached if largest < 2 * last else ""),
-        f"Measured by `{about['command']}`.",
-    ]
+        f"float32，训练模式，{min(rounds)} 到 {max(rounds)} 轮交错测量的中位数，{where['threads']} 个线程："
+        f"{stamped['processor']}，{stamped['cores']} 核（{sizes}），{kernels['instruction set']} 内核，"
+        f"normwright {stamped['normwright']}，torch {stamped['torch']}，Python {stamped['python']}。",
+    )
+
+
+def _memory(allocators: Mapping[str, Mapping[str, str]], say: Say) -> str:
+    """What the states of the allocator are."""
+    variables = [f"`{key}={value}`" for key, value in allocators.get("warm", {}).items()]
+    warm = say(
+        f"Warm: the allocator keeps freed memory ({', '.join(variables)}), so outputs find its pages. ",
+        f"热：分配器保留已释放的内存（{'、'.join(variables)}），因此输出能用上其中现成的页。",
+    )
+    default = say(
+        "Default: the allocator as users get it, with which most outputs above 32 MB, and now and then a "
+        "smaller one, fault in every page again, on both sides.",
+        "默认：用户实际使用的分配器，此时大于 32 MB 的输出大多（偶尔也有较小的）每一页都要重新缺页，两边都是如此。",
+    )
+    return (warm if "warm" in allocators else "") + default
+
+
+def _cached(records: Sequence[Record], kernels: Mapping[str, Any], say: Say) -> str:
+    """A warning, where the floor of the largest tensor is not memory's."""
+    last = int(kernels.get("last-level cache bytes") or 0)
+    if max(int(r.where["bytes"] or 0) for r in records) >= 2 * last:
+        return ""
+    return say(
+        f" No tensor here is twice the last-level cache ({last / (1 << 20):g} MB): "
+        "this floor is a cache's, not memory's.",
+        f"这里没有一个张量达到末级缓存（{last / (1 << 20):g} MB）的两倍：这个下限是缓存的，而不是内存的。",
+    )

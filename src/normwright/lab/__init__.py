@@ -1,1 +1,1 @@
-"""The paper's experiments on real data, written against the public names of the doors alone."""
+"""The claims of the sources as experiments on real data, written against the public names of the doors alone."""

@@ -1,138 +1,215 @@
-"""The race: one network without and with batch normalization, from the same weights, on the same batches.
+"""The race: how many steps each network takes to the accuracy it has without batch normalization.
 
-The rules are the same for both sides: one grid of learning rates, one budget, one way to choose.
+The rules are the same for both sides: one grid of learning rates, one budget, one way to choose, on the
+validation images. The paper's section 4.2.1 is the model: the learning rate of the network without batch
+normalization, five and thirty times it, and a sigmoid in place of ReLU.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Protocol
 
 from torch import nn
 
-from normwright.lab.data import Splits
-from normwright.lab.networks import Maker, build
-from normwright.lab.train import Budget, Run, accuracy, steps_to, train
+from normwright.lab.experiment import Desk, Experiment, Size
+from normwright.lab.networks import BN, CNN, DEEP_CNN, MLP, PLAIN, SIGMOID, Network, Style, build
+from normwright.lab.train import Budget, Run, accuracy, steps_to
 from normwright.report.records import Record, Scalar
 
 FINALISTS = 2  # rates that are tried with every seed, after every rate was tried with the first
+FACTORS = (1, 5, 30)  # the paper's: of the learning rate without batch normalization
+
+CURVE = "validation accuracy"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison, which chooses its own rate; `sigmoid` takes the place of ReLU."""
+
+    condition: str
+    batch_norm: bool
+    sigmoid: bool = False
+
+    @property
+    def style(self) -> Style:
+        """How its network is built."""
+        return replace(BN if self.batch_norm else PLAIN, activation=nn.Sigmoid if self.sigmoid else None)
+
+
+WITHOUT, WITH = Side("without BN", False), Side("BN", True)
+WITH_SIGMOID = (Side("sigmoid without BN", False, True), Side("BN with sigmoid", True, True))
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A network in the race: how it is built, on what images, with which rates (rising), for how long."""
+    """A network in the race: with which rates (rising), for how long, and whether with sigmoids too."""
 
-    name: str
-    layers: str
-    make: Maker
-    size: int
-    channels: int
+    network: Network
     rates: tuple[float, ...]
     budget: Budget
+    sigmoid: bool = False
 
-    def runs(self, seeds: int) -> int:
-        """How many trainings its race takes, both sides together."""
-        return 2 * (len(self.rates) + min(FINALISTS, len(self.rates)) * (seeds - 1))
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """Those that choose a rate, the one without batch normalization first."""
+        return (WITHOUT, WITH, *(WITH_SIGMOID if self.sigmoid else ()))
 
 
 @dataclass(frozen=True)
-class Finish:
-    """What a race leaves: its records, and the trained networks by ``(batch_norm, seed)``."""
+class Plan:
+    """Who runs, and with how many seeds."""
 
-    records: list[Record]
-    networks: dict[tuple[bool, int], nn.Sequential]
-
-
-class Watch(Protocol):
-    """Whoever looks on while networks train."""
-
-    def run(self, network: str, what: str) -> None:
-        """A training begins, in the race of `network`."""
-
-    def step(self) -> None:
-        """One step of it is done."""
+    entries: tuple[Entry, ...]
+    seeds: int
 
 
-def score(run: Run) -> float:
+# The rates are half a decade apart and reach, for each network, past the best of both sides.
+MLP_ENTRY = Entry(
+    MLP, (0.1, 0.3, 1.0, 3.0, 10.0, 30.0), Budget(steps=500, batch_size=60, every=10), sigmoid=True
+)
+SIGMOID_ENTRY = Entry(SIGMOID, (0.3, 1.0, 3.0, 10.0, 30.0), Budget(steps=3000, batch_size=60, every=50))
+CNN_ENTRY = Entry(CNN, (0.003, 0.01, 0.03, 0.1, 0.3), Budget(steps=180, batch_size=60, every=10))
+DEEP_CNN_ENTRY = Entry(DEEP_CNN, (0.01, 0.03, 0.1, 0.3, 1.0), Budget(steps=400, batch_size=60, every=10))
+
+
+def _tiny(entry: Entry) -> Entry:
+    return replace(entry, rates=entry.rates[2:4], budget=Budget(steps=4, batch_size=60, every=2))
+
+
+PLANS: dict[Size, Plan] = {
+    "full": Plan(
+        (MLP_ENTRY, SIGMOID_ENTRY, replace(CNN_ENTRY, sigmoid=True), replace(DEEP_CNN_ENTRY, sigmoid=True)),
+        seeds=5,
+    ),
+    "demo": Plan((replace(MLP_ENTRY, sigmoid=False), CNN_ENTRY), seeds=3),
+    "tiny": Plan((_tiny(MLP_ENTRY), _tiny(SIGMOID_ENTRY)), seeds=2),
+}
+
+
+def work(plan: Plan) -> float:
+    """All trials, in steps of the MLP."""
+    total = 0.0
+    for entry in plan.entries:
+        tuned = len(entry.sides) * (len(entry.rates) + min(FINALISTS, len(entry.rates)) * (plan.seeds - 1))
+        total += (tuned + len(FACTORS) * plan.seeds) * entry.budget.steps * entry.network.cost
+    return total
+
+
+def measure(desk: Desk, plan: Plan) -> Iterator[Record]:
+    """Every network's race, one after the other."""
+    for entry in plan.entries:
+        yield from _Race(desk, entry, desk.seeds(plan.seeds)).measure()
+
+
+EXPERIMENT = Experiment(
+    "race", "how many training steps it takes, with BN and without", (10, 13, 16), PLANS, work, measure
+)
+
+
+class _Race:
+    """The race of one network."""
+
+    def __init__(self, desk: Desk, entry: Entry, seeds: Sequence[int]) -> None:
+        self.desk = desk
+        self.entry = entry
+        self.seeds = seeds
+
+    def measure(self) -> Iterator[Record]:
+        runs: dict[str, tuple[Side, float]] = {}
+        for side in self.entry.sides:
+            rate, records = self._tune(side)
+            yield from records
+            runs[side.condition] = (side, rate)
+        base = runs[WITHOUT.condition][1]
+        runs.update({f"BN, rate x{factor}": (WITH, base * factor) for factor in FACTORS})
+        for seed in self.seeds:
+            goal: tuple[float, int] | None = None
+            for condition, (side, rate) in runs.items():
+                records = self._trial(side, rate, seed)
+                where: dict[str, Scalar] = {
+                    "network": self.entry.network.name,
+                    "condition": condition,
+                    "seed": seed,
+                }
+                yield from (replace(r, where={**r.where, **where}) for r in records)
+                curve = {int(r.where["step"] or 0): r.value or 0.0 for r in records if r.what == CURVE}
+                goal = goal or _goal(curve)
+                yield from _compare(where, curve, goal)
+
+    def _tune(self, side: Side) -> tuple[float, list[Record]]:
+        """The rate chosen for one side, and the records of the choice.
+
+        Every rate is tried with the first seed, the best few with the other seeds too; the best mean score is
+        chosen.
+        """
+        rates = self.entry.rates
+        where: dict[str, Scalar] = {"network": self.entry.network.name, "condition": side.condition}
+
+        def mean_score(rate: float, seeds: Sequence[int]) -> float:
+            return fmean(_late(self._trial(side, rate, seed)) for seed in seeds)
+
+        first = {rate: mean_score(rate, self.seeds[:1]) for rate in rates}
+        finalists = sorted(rates, key=lambda rate: -first[rate])[:FINALISTS]
+        mean = {rate: mean_score(rate, self.seeds) for rate in finalists}
+        chosen = max(finalists, key=lambda rate: mean[rate])
+        records = [
+            Record("score of a rate", mean.get(rate, first[rate]), "fraction", told, 13)
+            for rate in rates
+            for told in [{**where, "rate": rate, "seeds": len(self.seeds) if rate in mean else 1}]
+        ]
+        edge = {rates[0]: "lowest", rates[-1]: "highest"}.get(chosen)
+        return chosen, [*records, Record("chosen rate", chosen, "rate", {**where, "edge": edge}, 13)]
+
+    def _trial(self, side: Side, rate: float, seed: int) -> list[Record]:
+        """One training, measured once however many conditions it belongs to."""
+        network, budget = self.entry.network, self.entry.budget
+
+        def measure() -> Iterator[Record]:
+            model = build(network, seed, side.style)
+            run = self.desk.train(network, model, rate=rate, seed=seed, budget=budget)
+            where: dict[str, Scalar] = {"rate": rate}
+            yield from _curve(run, where)
+            test = accuracy(run.network, self.desk.data(network).test)
+            yield Record("test accuracy", test, "fraction", where, 13)
+            yield Record("best validation accuracy", max(run.accuracy), "fraction", where, 13)
+            yield Record("failed at", run.failed, "steps", where, 16)
+
+        name = f"{network.name} {side.condition}, rate {rate:g}, seed {seed}"
+        return self.desk.once(name, budget.steps * network.cost, measure)
+
+
+def _curve(run: Run, where: Mapping[str, Scalar]) -> Iterator[Record]:
+    for step, height in zip(run.steps, run.accuracy, strict=True):
+        yield Record(CURVE, height, "fraction", {**where, "step": step}, 13)
+    yield Record("late validation accuracy", score(run.accuracy), "fraction", where, 13)
+
+
+def score(curve: Sequence[float]) -> float:
     """Mean validation accuracy over the last quarter of the run, by which a rate is chosen.
 
     How well a run ends, and not its single best moment, which among a few hundred images is partly luck.
     """
-    return fmean(run.accuracy[-max(1, len(run.accuracy) // 4) :])
+    return fmean(curve[-max(1, len(curve) // 4) :])
 
 
-def race(entry: Entry, data: Splits, seeds: Sequence[int], watch: Watch) -> Finish:
-    """Train both sides, each at the rate chosen for it, and compare them seed by seed."""
-    records: list[Record] = []
-    sides = {norm: _side(entry, data, seeds, watch, records, batch_norm=norm) for norm in (False, True)}
-    for seed in seeds:
-        records.extend(_compare(entry.name, seed, sides[False][seed], sides[True][seed]))
-    networks = {(norm, seed): run.network for norm, runs in sides.items() for seed, run in runs.items()}
-    return Finish(records, networks)
+def _late(records: Sequence[Record]) -> float:
+    return next(r.value or 0.0 for r in records if r.what == "late validation accuracy")
 
 
-def _side(
-    entry: Entry,
-    data: Splits,
-    seeds: Sequence[int],
-    watch: Watch,
-    records: list[Record],
-    *,
-    batch_norm: bool,
-) -> dict[int, Run]:
-    """The runs of one side at its chosen rate, by seed; what was measured goes to `records`.
-
-    Every rate is tried with the first seed, the best few with the other seeds too; the best mean score is
-    chosen.
-    """
-    where: dict[str, Scalar] = {"network": entry.name, "batch_norm": batch_norm}
-
-    def once(rate: float, seed: int) -> Run:
-        watch.run(
-            entry.name, f"{entry.name} {'with' if batch_norm else 'without'} BN, rate {rate:g}, seed {seed}"
-        )
-        network = build(entry.make, seed, batch_norm=batch_norm)
-        run = train(network, data, rate=rate, seed=seed, budget=entry.budget, on_step=watch.step)
-        records.extend(_curve(run, {**where, "rate": rate, "seed": seed}))
-        return run
-
-    first, *others = seeds
-    tried = {rate: once(rate, first) for rate in entry.rates}
-    finalists = sorted(entry.rates, key=lambda rate: -score(tried[rate]))[:FINALISTS]
-    runs = {rate: {first: tried[rate], **{seed: once(rate, seed) for seed in others}} for rate in finalists}
-    rate = max(finalists, key=lambda rate: fmean(score(run) for run in runs[rate].values()))
-    records.append(Record("chosen rate", rate, "rate", {**where, "edge": _edge(rate, entry.rates)}))
-    for seed, run in runs[rate].items():
-        told = {**where, "rate": rate, "seed": seed}
-        records.append(Record("test accuracy", accuracy(run.network, data.test), "fraction", told))
-        records.append(Record("best validation accuracy", max(run.accuracy), "fraction", told))
-        records.append(Record("seconds per step", run.seconds / entry.budget.steps, "seconds", told))
-    return runs[rate]
+def _goal(curve: Mapping[int, float]) -> tuple[float, int]:
+    """The best accuracy of the network without batch normalization, and the step that first had it."""
+    best = max(curve.values())
+    reached = steps_to(best, tuple(curve), tuple(curve.values()))
+    assert reached is not None
+    return best, reached
 
 
-def _curve(run: Run, where: Mapping[str, Scalar]) -> list[Record]:
-    points = [
-        Record("validation accuracy", height, "fraction", {**where, "step": step})
-        for step, height in zip(run.steps, run.accuracy, strict=True)
-    ]
-    return [*points, Record("late validation accuracy", score(run), "fraction", where)]
-
-
-def _edge(rate: float, rates: Sequence[float]) -> str | None:
-    """Where the grid ended too soon: a better rate may lie beyond it."""
-    return {rates[0]: "lowest", rates[-1]: "highest"}.get(rate)
-
-
-def _compare(network: str, seed: int, without: Run, with_norm: Run) -> list[Record]:
-    """Steps of both sides to the best accuracy of the network without; None where it was never reached."""
-    where: dict[str, Scalar] = {"network": network, "seed": seed}
-    target = max(without.accuracy)
-    base = steps_to(target, without.steps, without.accuracy)
-    reached = steps_to(target, with_norm.steps, with_norm.accuracy)
-    ratio = None if base is None or reached is None else reached / base
-    return [
-        Record("best accuracy without BN", target, "fraction", where),
-        Record("steps to it", base, "steps", {**where, "batch_norm": False}),
-        Record("steps to it", reached, "steps", {**where, "batch_norm": True}),
-        Record("ratio of steps", ratio, "ratio", where),
-    ]
+def _compare(
+    where: Mapping[str, Scalar], curve: Mapping[int, float], goal: tuple[float, int]
+) -> Iterator[Record]:
+    """Steps to the goal and their share of those without; None where it was never reached."""
+    best, base = goal
+    reached = steps_to(best, tuple(curve), tuple(curve.values()))
+    yield Record("goal", best, "fraction", where, 13)
+    yield Record("steps to the goal", reached, "steps", where, 13)
+    yield Record("ratio of steps", None if reached is None else reached / base, "ratio", where, 13)

@@ -1,6 +1,5 @@
 """Plain stochastic gradient descent, and what a learning curve says."""
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,12 +24,16 @@ class Budget:
 
 @dataclass(frozen=True)
 class Run:
-    """One training: the network, its validation curve, the seconds its steps took (evaluation aside)."""
+    """One training: the network and its validation curve.
+
+    `failed` is the step whose loss was not a finite number, where there was one; training stops there, and
+    the curve goes on with the accuracy of what is left.
+    """
 
     network: nn.Sequential
     steps: tuple[int, ...]
     accuracy: tuple[float, ...]
-    seconds: float
+    failed: int | None = None
 
 
 @contextmanager
@@ -88,28 +91,32 @@ def train(
     rate: float,
     seed: int,
     budget: Budget,
-    on_step: Callable[[], None] = lambda: None,
+    on_step: Callable[[int], None] = lambda step: None,
 ) -> Run:
     """Train with plain SGD: constant `rate`, no momentum, no weight decay; one number is to be chosen.
 
-    `seed` fixes the order of the images, and does so alike for every network.
+    `seed` fixes the order of the images, and does so alike for every network. `on_step` is called with the
+    number of each step when it is done, the network in training mode.
     """
     parameters = list(network.parameters())
     network.train()
-    steps, curve, seconds = [], [], 0.0
+    steps: list[int] = []
+    curve: list[float] = []
+    failed = None
     for step, batch in enumerate(batches(len(data.train), budget, seed), start=1):
-        began = time.perf_counter()
-        loss = nn.functional.cross_entropy(network(data.train.images[batch]), data.train.labels[batch])
-        gradients = torch.autograd.grad(loss, parameters)
-        with torch.no_grad():
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.sub_(gradient, alpha=rate)
-        seconds += time.perf_counter() - began
+        if failed is None:
+            loss = nn.functional.cross_entropy(network(data.train.images[batch]), data.train.labels[batch])
+            gradients = torch.autograd.grad(loss, parameters)
+            with torch.no_grad():
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.sub_(gradient, alpha=rate)
+            failed = None if bool(loss.isfinite()) else step
         if step % budget.every == 0:
+            broken = failed is not None and failed <= step - budget.every
+            curve.append(curve[-1] if broken and curve else accuracy(network, data.validation))
             steps.append(step)
-            curve.append(accuracy(network, data.validation))
-        on_step()
-    return Run(network, tuple(steps), tuple(curve), seconds)
+        on_step(step)
+    return Run(network, tuple(steps), tuple(curve), failed)
 
 
 def steps_to(target: float, steps: Sequence[int], curve: Sequence[float]) -> int | None:

@@ -1,179 +1,279 @@
-"""Pictures from records, in the report's colours: on light and dark paper, without colour vision too."""
+"""Pictures of numbers, in the report's style: lines and dots, each with its name beside it.
+
+What is drawn, and in which words, is the business of each card; how it looks is decided here.
+"""
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from normwright.report.records import Record, Scalar
-from normwright.report.summary import numbers, pick, spread, values
+from normwright.report import style
 
-INK, FAINT, WITHOUT, WITH = (
-    "#1b1f24",
-    "#8a9099",
-    "#d55e00",
-    "#0072b2",
-)  # the two sides: Okabe and Ito's safe pair
-# On a page the colours are the style sheet's, which knows whether the paper is dark.
-VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", WITHOUT: "var(--without)", WITH: "var(--with)"}
-WIDTH, HEIGHT = 4.7, 3.3  # inches; so small that its type stays readable on a phone
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "normwright",
-    "svg.fonttype": "none",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-}
+LABELS_APART = 0.075  # of the height of the axes: two lines of type
+HEXAGRAMS = range(0x4DC0, 0x4E00)
 
 
 @dataclass(frozen=True)
-class Curve:
-    """One side's learning: accuracy ``(seeds, steps)``, its goal, and the step that first reached it."""
+class Line:
+    """One line: at each x the median of `y`, whose range is a band around it.
 
-    network: str
-    batch_norm: bool
-    steps: np.ndarray
-    accuracy: np.ndarray
-    goal: float
-    reached: float | None
+    Attributes:
+        label: its name, written at its right end; empty for a line that needs none.
+        x: ``(points,)``.
+        y: ``(repetitions, points)`` or ``(points,)``; None or nan is a gap.
+        colour: one of those of `style`.
+        dashed: a line that was not measured, or a control.
+        marks: points with words beside them, ``(x, y, words)``.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float | None] | Sequence[Sequence[float | None]]
+    colour: str
+    dashed: bool = False
+    marks: tuple[tuple[float, float, str], ...] = ()
+
+    @property
+    def heights(self) -> np.ndarray:
+        """``(repetitions, points)``, gaps as nan."""
+        return np.atleast_2d(np.array(self.y, dtype=float))
 
     @property
     def middle(self) -> np.ndarray:
-        """Median over the seeds at each step."""
-        return np.asarray(np.median(self.accuracy, axis=0))
+        """Median over the repetitions; nan where any is missing."""
+        return np.asarray(np.median(self.heights, axis=0))
 
 
-def curve(records: Sequence[Record], network: str, *, batch_norm: bool) -> Curve:
-    """The learning curves of one side at its chosen rate."""
-    where: dict[str, Scalar] = {"network": network, "batch_norm": batch_norm}
-    rate = values(records, "chosen rate", **where)[0]
-    points = pick(records, "validation accuracy", rate=rate, **where)
-    steps = sorted({int(r.where["step"] or 0) for r in points})
-    seeds = sorted({int(r.where["seed"] or 0) for r in points})
-    at = {(r.where["seed"], r.where["step"]): r.value for r in points}
-    heights = np.array([[at[seed, step] for step in steps] for seed in seeds], dtype=float)
-    goal = median(numbers(records, "best accuracy without BN", network=network))
-    reached = spread(values(records, "steps to it", **where)).middle
-    return Curve(network, batch_norm, np.array(steps), heights, goal, reached)
+@dataclass(frozen=True)
+class Axis:
+    """What an axis measures: its name with the unit, and how it is divided.
+
+    `log` divides it by powers of ten; `percent` prints fractions as percent; `low` and `high` cut it.
+    """
+
+    label: str
+    log: bool = False
+    percent: bool = False
+    low: float | None = None
+    high: float | None = None
 
 
-def panels(networks: Sequence[Sequence[Curve]]) -> Figure:
-    """One picture beside the other, one for each network; titled where there are several."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH * len(networks), HEIGHT), layout="constrained")
-        for axes, curves in zip(figure.subplots(1, len(networks), squeeze=False)[0], networks, strict=True):
-            _draw(axes, curves)
-            if len(networks) > 1:
-                axes.set_title(curves[0].network, loc="left", fontweight="bold")
+@dataclass(frozen=True)
+class Dots:
+    """One row of a dot plot: its name, its measurements (a dot each, the median marked), its colour."""
+
+    label: str
+    values: Sequence[float]
+    colour: str
+
+
+def lines(drawn: Sequence[Line], x: Axis, y: Axis, *, level: float | None = None) -> Figure:
+    """Lines over one x, named at their right ends; `level` is a dashed horizontal line behind them."""
+    with matplotlib.rc_context(style.MATPLOTLIB):
+        figure, axes = _axes(style.HEIGHT)
+        if level is not None:
+            axes.axhline(level, color=style.FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        for line in drawn:
+            _line(axes, line)
+        _scale(axes, x, y)
+        axes.set_xmargin(0)
+        axes.autoscale_view()
+        _cut(axes, x, y)
+        _marks(axes, drawn)
+        _name_ends(axes, drawn)
     return figure
 
 
-def _draw(axes: Axes, curves: Sequence[Curve]) -> None:
-    last = max(curve.steps[-1] for curve in curves)
-    floor = _floor(curves)
-    goal = curves[0].goal
-    axes.axhline(goal, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-    for curve in curves:
-        colour = WITH if curve.batch_norm else WITHOUT
-        axes.fill_between(
-            curve.steps,
-            curve.accuracy.min(axis=0),
-            curve.accuracy.max(axis=0),
-            color=colour,
-            alpha=0.18,
-            linewidth=0,
-        )
-        axes.plot(curve.steps, curve.middle, color=colour, linewidth=1.8)
-        if curve.reached is not None:
-            axes.plot(curve.reached, goal, marker="o", color=colour, markersize=7, zorder=4, clip_on=False)
+def dots(rows: Sequence[Dots], axis: Axis, *, level: float | None = None) -> Figure:
+    """One row of dots for each name, the first on top; `level` is a dashed vertical line behind them."""
+    with matplotlib.rc_context(style.MATPLOTLIB):
+        figure, axes = _axes(0.9 + 0.34 * len(rows))
+        if level is not None:
+            axes.axvline(level, color=style.FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        for height, row in enumerate(rows):
+            axes.plot(row.values, [height] * len(row.values), "o", color=row.colour, alpha=0.45, markersize=5)
+            middle = float(np.median(row.values))
+            axes.plot([middle], [height], "|", color=row.colour, markersize=15, markeredgewidth=2.5)
+        axes.set_yticks(range(len(rows)))
+        axes.yaxis.set_major_formatter(FixedFormatter([row.label for row in rows]))
+        for tick, row in zip(axes.get_yticklabels(), rows, strict=True):
+            tick.set_color(row.colour)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        _divide(axes, "x", axis)
+        axes.set_xlim(axis.low, axis.high)
+    return figure
+
+
+def _axes(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(style.WIDTH, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _line(axes: Axes, line: Line) -> None:
+    dash = (0, (5, 2.5)) if line.dashed else "solid"
+    if len(line.heights) > 1:
+        low, high = line.heights.min(axis=0), line.heights.max(axis=0)
+        axes.fill_between(line.x, low, high, color=line.colour, alpha=0.18, linewidth=0)
+    axes.plot(line.x, line.middle, color=line.colour, linewidth=1.8, linestyle=dash)
+
+
+def _scale(axes: Axes, x: Axis, y: Axis) -> None:
+    for which, axis in (("x", x), ("y", y)):
+        _divide(axes, which, axis)
+
+
+def _divide(axes: Axes, which: str, axis: Axis) -> None:
+    """Logarithmic or not, its ticks and its name."""
+    ticks = axes.xaxis if which == "x" else axes.yaxis
+    ticks.set_label_text(axis.label)
+    if axis.log:
+        axes.set(**{f"{which}scale": "log"})
+        ticks.set_major_locator(LogLocator(10, numticks=7))
+        ticks.set_minor_formatter(NullFormatter())
+    else:
+        ticks.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    ticks.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, axis)))
+
+
+def _tick(value: float, axis: Axis) -> str:
+    if axis.percent:
+        return f"{100 * value:.6g} %"
+    if axis.log and value > 0 and not 1e-3 <= value <= 1e4:
+        return f"1e{math.log10(value):.0f}"
+    return f"{value:.6g}".replace("-", "\u2212")
+
+
+def _cut(axes: Axes, x: Axis, y: Axis) -> None:
+    axes.set_xlim(x.low, x.high)
+    axes.set_ylim(y.low, y.high)
+
+
+def _marks(axes: Axes, drawn: Sequence[Line]) -> None:
+    for line in drawn:
+        for across, up, words in line.marks:
+            axes.plot([across], [up], "o", color=line.colour, markersize=7, zorder=4, clip_on=False)
             axes.annotate(
-                f"{curve.reached:g}",
-                (curve.reached, floor),
+                words,
+                (across, axes.get_ylim()[0]),
                 xytext=(3, 4),
                 textcoords="offset points",
-                color=colour,
-                fontweight="bold",
+                color=line.colour,
+                fontsize=9,
             )
-            axes.plot(
-                [curve.reached, curve.reached],
-                [floor, goal],
-                color=colour,
-                linewidth=1,
-                linestyle=":",
-                zorder=1,
-            )
-    _name(axes, curves, last, floor)
-    axes.set_ylim(floor, 1.0)
-    axes.set_xlim(0, last)
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 1):g} %")
-    axes.set_xlabel("training step")
-    axes.set_ylabel("validation accuracy")
+            axes.vlines(across, axes.get_ylim()[0], up, color=line.colour, linewidth=1, linestyle=":")
 
 
-def _floor(curves: Sequence[Curve]) -> float:
-    """The lowest accuracy shown: a little below what the slower side has after a tenth of the run.
-
-    So the first climb, which starts at chance, does not press all the rest against the top.
-    """
-    early = min(float(np.interp(curve.steps[-1] / 10, curve.steps, curve.middle)) for curve in curves)
-    return max(0.0, min(0.9, float(np.floor(early * 20)) / 20 - 0.05))
-
-
-def _name(axes: Axes, curves: Sequence[Curve], last: float, floor: float) -> None:
-    """Write each curve's name at its right end, far enough apart to be read."""
-    apart = 0.07 * (1 - floor)
-    ends = sorted(((float(curve.middle[-1]), curve.batch_norm) for curve in curves), reverse=True)
-    height = 1.0
-    for end, batch_norm in ends:
-        height = max(floor + apart, min(end, height))
+def _name_ends(axes: Axes, drawn: Sequence[Line]) -> None:
+    """Write each line's name at its right end, far enough from the others to be read."""
+    ends = sorted(
+        ((_end(axes, line), line) for line in drawn if line.label), key=lambda end: end[0], reverse=True
+    )
+    heights = _apart([height for height, _ in ends])
+    for height, (_, line) in zip(heights, ends, strict=True):
         axes.annotate(
-            "with BN" if batch_norm else "without BN",
-            (last, height),
+            line.label,
+            (1.0, height),
+            xycoords="axes fraction",
             xytext=(6, 0),
             textcoords="offset points",
             va="center",
-            color=WITH if batch_norm else WITHOUT,
+            color=line.colour,
             fontweight="bold",
             annotation_clip=False,
         )
-        height -= apart
+
+
+def _end(axes: Axes, line: Line) -> float:
+    """Where the line's last point is, as a fraction of the height of the axes."""
+    seen = line.middle[np.isfinite(line.middle)]
+    if not len(seen):
+        return 0.0
+    low, high = axes.get_ylim()
+    end = float(seen[-1])
+    if axes.get_yscale() == "log":
+        low, high, end = math.log10(low), math.log10(high), math.log10(max(end, low))
+    return min(1.0, max(0.0, (end - low) / (high - low)))
+
+
+def _apart(heights: Sequence[float]) -> list[float]:
+    """Falling heights, moved as little as keeps neighbours readable and all of them within the axes.
+
+    >>> _apart([0.5, 0.5])
+    [0.5, 0.425]
+    """
+    placed: list[float] = []
+    for height in heights:
+        placed.append(min(height, placed[-1] - LABELS_APART) if placed else height)
+    floor = 0.0
+    for index in reversed(range(len(placed))):  # what was pushed below the axes pushes the others up again
+        placed[index] = max(placed[index], floor)
+        floor = placed[index] + LABELS_APART
+    return placed
+
+
+# --- files ------------------------------------------------------------
 
 
 def svg(figure: Figure, name: str) -> str:
-    """The figure as an ``<svg>`` element: its ids begin with `name`, its colours are the page's."""
+    """The figure as an ``<svg>`` element: its ids begin with `name`, its colours are the page's variables."""
+    back = _measurable(figure)
     buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(style.MATPLOTLIB):
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     text = buffer.getvalue()
-    text = text[text.index("<svg") :]
+    text = text[text.index("<svg") :].translate(back)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(href="|url\()#', rf"\g<1>#{name}-", text)
     text = re.sub(r"font-family:[^;\"]*;?", "", text)
     text = re.sub(r"font: ([^\"';]*?)('[^\"]*)?(?=[;\"])", r"font: \1 inherit", text)
-    for colour, variable in VARIABLES.items():
-        text = text.replace(colour, variable)
+    for tone in style.DRAWN:
+        text = text.replace(style.LIGHT[tone], f"var(--{tone})")
     return text
 
 
-def png(figure: Figure, path: Path) -> None:
-    """The figure as a picture file on white paper."""
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(path, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+def save(figure: Figure, path: Path) -> None:
+    """The figure as a file that stands alone, for light and for dark paper."""
+    element = svg(figure, path.stem)
+    font = style.FONT.replace('"', "'")
+    look = f"<style>{style.css()} text {{ font-family: {font} !important; }}</style>"
+    path.write_text(
+        re.sub(r"(<svg[^>]*>)", lambda start: start[1] + look, element, count=1), encoding="utf-8"
+    )
+
+
+def _measurable(figure: Figure) -> dict[int, str]:
+    """Put a sign that matplotlib's own font has in place of each Chinese one; returns the way back.
+
+    Only widths matter here, since the reader's browser sets the type: hexagrams are nearly as wide as Chinese
+    characters, and there are 64 of them, more than a picture has different ones.
+    """
+    texts = [text for text in figure.findobj(Text) if isinstance(text, Text)]
+    # Names of ticks are set anew at every drawing, from here.
+    formatters = [axes.yaxis.get_major_formatter() for axes in figure.axes]
+    names: list[Any] = [each for each in formatters if isinstance(each, FixedFormatter)]
+    words = [text.get_text() for text in texts] + [word for name in names for word in name.seq]
+    foreign = sorted({sign for word in words for sign in word if ord(sign) > 0x2E7F})
+    if len(foreign) > len(HEXAGRAMS):
+        raise ValueError(
+            f"svg: expected at most {len(HEXAGRAMS)} Chinese signs in a picture, got {len(foreign)}."
+        )
+    there = {ord(sign): chr(stand_in) for sign, stand_in in zip(foreign, HEXAGRAMS, strict=False)}
+    for text in texts:
+        text.set_text(text.get_text().translate(there))
+    for name in names:
+        name.seq = [word.translate(there) for word in name.seq]
+    return {ord(stand_in): chr(sign) for sign, stand_in in there.items()}

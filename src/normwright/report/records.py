@@ -22,12 +22,16 @@ class Record:
         value: what was measured; None where the measurement was tried and has no value (``where`` says why).
         unit: ``"fraction"``, ``"steps"``, ``"seconds"``, ``"bytes"``, ``"ratio"``.
         where: the conditions it was measured under, by name: network, seed, shape, contender.
+        row: the row of docs/sources.md whose claim it measures; None where it measures none.
+        experiment: which one of the laboratory; the runner enters it. Empty elsewhere.
     """
 
     what: str
     value: float | None
     unit: str
     where: Mapping[str, Scalar] = field(default_factory=dict)
+    row: int | None = None
+    experiment: str = ""
 
 
 def stamp() -> dict[str, Scalar]:
@@ -53,17 +57,28 @@ def stamp() -> dict[str, Scalar]:
 
 def write(path: Path, records: Iterable[Record], **about: object) -> None:
     """Write records, the stamp of this machine and whatever else the document is `about` as one JSON file."""
-    document = {"schema": SCHEMA, "stamp": stamp(), **about, "records": [asdict(r) for r in records]}
+    document = {"schema": SCHEMA, "stamp": stamp(), **about}
+    head = json.dumps(document, indent=1, allow_nan=False).removesuffix("\n}")
+    # A record a line: thousands of them stay readable, and a change of one is a change of one line.
+    lines = ",\n".join(json.dumps(asdict(record), allow_nan=False) for record in records)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(f'{head},\n "records": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
 def read(path: Path) -> tuple[list[Record], dict[str, object]]:
-    """The records of a file written by `write`, and everything else that stands in it."""
+    """The records of a file written by `write`, and everything else that stands in it.
+
+    Raises:
+        ValueError: it is no file of records.
+    """
     document = json.loads(path.read_text(encoding="utf-8"))
-    if document.get("schema") != SCHEMA:
-        raise ValueError(f"{path}: expected records of schema {SCHEMA}, got {document.get('schema')!r}.")
-    return [Record(**r) for r in document.pop("records")], document
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
+        raise ValueError(f"expected records of schema {SCHEMA}, got {schema!r}.")
+    try:
+        return [Record(**r) for r in document.pop("records")], document
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"expected records, each with what, value and unit: {error}.") from error
 
 
 def _processor() -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from normwright.report.records import Record, Scalar
+from normwright.report.words import Say
 
 
 def pick(records: Iterable[Record], what: str, **where: Scalar) -> list[Record]:
@@ -76,29 +77,32 @@ class Unit:
 
 PERCENT = Unit(100, ".1f", " %")
 WHOLE_PERCENT = Unit(100, ".0f", " %")
-STEPS = Unit(form="g", suffix=" steps")
+PLAIN = Unit()
+SHORT = Unit(form=".3g")
+TIMES = Unit(form=".2f", suffix="x")
 MILLISECONDS = Unit(1000, ".2f", " ms")
-DEVIATIONS = Unit(form=".2f", suffix=" std")
+SECONDS = Unit(form=".3g", suffix=" s")
 
 
-def told(of: Spread, unit: Unit, never: str = "not reached") -> str:
+def told(of: Spread, unit: Unit, say: Say) -> str:
     """Median and range in words; the range is left out where it has no width.
 
-    >>> told(Spread(0.96, 0.97, 0.98), PERCENT)
-    '97.0 % (96.0 to 98.0)'
-    >>> told(Spread(40, 60, None), STEPS)
-    '60 steps (40 to not reached)'
+    >>> told(Spread(0.96, 0.97, 0.98), PERCENT, Say())
+    '97.0 % (96.0–98.0)'
+    >>> told(Spread(40, 60, None), PLAIN, Say())
+    '60 (40–never)'
     """
+    never = say("never", "从未达到")
     if of.middle is None:
-        return never if of.low is None else f"{never} ({unit.number(of.low)} to {never})"
+        return never if of.low is None else f"{never} ({unit.number(of.low)}–{never})"
     low, high = (never if v is None else unit.number(v) for v in (of.low, of.high))
-    return unit(of.middle) if low == high else f"{unit(of.middle)} ({low} to {high})"
+    return unit(of.middle) if low == high else f"{unit(of.middle)} ({low}–{high})"
 
 
-def difference(value: float) -> str:
+def difference(value: float, say: Say) -> str:
     """The size of a difference that ought to be nothing.
 
-    >>> difference(0.0), difference(3.8e-06)
+    >>> difference(0.0, Say()), difference(3.8e-06, Say())
     ('exactly 0', '3.8e-06')
     """
-    return "exactly 0" if value == 0 else f"{value:.2g}" if value > 0.001 else f"{value:.1e}"
+    return say("exactly 0", "恰好为 0") if value == 0 else f"{value:.2g}" if value > 0.001 else f"{value:.1e}"

@@ -7,30 +7,32 @@ from rich import box
 from rich.console import Console
 from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from normwright.report.document import Document, Outcome, Table, Verdict
+from normwright.report.document import Document, Outcome, Table, Verdict, outcome_words
+from normwright.report.words import Say
 
 STYLES: dict[Outcome, str] = {"holds": "green", "holds partly": "yellow", "does not hold here": "red"}
 
 
-class Training:
-    """Live bars: one for the whole, in estimated seconds, that says what runs now; one for each network."""
+class Bars:
+    """Live bars: one for each experiment, with what it is doing, and one for all of them together."""
 
     def __init__(self, console: Console) -> None:
         columns = (
-            TextColumn("{task.description:<32}"),
-            BarColumn(bar_width=None),
+            TextColumn("{task.description}", table_column=Column(ratio=3, no_wrap=True)),
+            BarColumn(bar_width=None, table_column=Column(ratio=2)),
             TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        self._progress = Progress(*columns, console=console, expand=True)
-        self._whole = self._progress.add_task("Preparing", total=None)
-        self._networks: dict[str, tuple[TaskID, float]] = {}
-        self._now: tuple[TaskID, float] | None = None
+        # The speed of the last minute and not of the last steps: experiments differ in the pace of theirs.
+        self._progress = Progress(*columns, console=console, expand=True, speed_estimate_period=60)
+        self._whole = self._progress.add_task("all", total=0)
+        self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -39,39 +41,28 @@ class Training:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._progress.update(
-                self._whole, description="Trained", completed=self._progress.tasks[self._whole].total
-            )
+        if kind is None:  # the work was an estimate; what is done is done
+            for task in self._progress.tasks:
+                self._progress.update(task.id, completed=task.total)
         self._progress.stop()
 
-    def add(self, network: str, *, steps: int, seconds_per_step: float) -> None:
-        """Announce a network: how many steps it will take, and about how long each."""
-        self._networks[network] = (
-            self._progress.add_task(f"  {network}", total=steps, start=False),
-            seconds_per_step,
-        )
-        seconds = sum(
-            (self._progress.tasks[task].total or 0) * each for task, each in self._networks.values()
-        )
-        self._progress.update(self._whole, total=seconds)
+    def add(self, experiment: str, *, work: float) -> None:
+        """Announce an experiment, and about how much work it is."""
+        self._tasks[experiment] = self._progress.add_task(experiment, total=work, start=False)
+        self._progress.update(self._whole, total=(self._progress.tasks[self._whole].total or 0) + work)
 
-    def run(self, network: str, what: str) -> None:
-        """A training of `network` begins."""
-        task, _ = self._now = self._networks[network]
-        if not self._progress.tasks[task].started:
-            self._progress.start_task(task)
-        self._progress.update(self._whole, description=what)
+    def begin(self, experiment: str, what: str) -> None:
+        """A trial of `experiment` begins."""
+        self._progress.start_task(self._tasks[experiment])
+        self._progress.update(self._tasks[experiment], description=f"{experiment}: {what}")
 
-    def step(self) -> None:
-        """One step of it is done."""
-        if self._now is not None:
-            task, seconds = self._now
-            self._progress.advance(task)
-            self._progress.advance(self._whole, seconds)
+    def advance(self, experiment: str, work: float) -> None:
+        """So much of `experiment` is done."""
+        self._progress.advance(self._tasks[experiment], work)
+        self._progress.advance(self._whole, work)
 
 
-def show(document: Document, console: Console) -> None:
+def show(document: Document, console: Console, say: Say) -> None:
     """Print the headline, each card's tables and its verdicts."""
     console.print()
     console.print(Text(document.headline, style="bold"))
@@ -82,7 +73,7 @@ def show(document: Document, console: Console) -> None:
         for table in card.tables:
             console.print(_table(table))
         for verdict in card.verdicts:
-            console.print(_verdict(verdict))
+            console.print(_verdict(verdict, say))
     console.print()
 
 
@@ -102,7 +93,7 @@ def _table(table: Table) -> RichTable:
     return rich
 
 
-def _verdict(verdict: Verdict) -> Padding:
-    outcome = (verdict.outcome, f"bold {STYLES[verdict.outcome]}")
+def _verdict(verdict: Verdict, say: Say) -> Padding:
+    outcome = (outcome_words(verdict.outcome, say), f"bold {STYLES[verdict.outcome]}")
     words = Text.assemble(f"{verdict.claim}: ", outcome, f". {verdict.sentence}")
     return Padding(words, (0, 0, 0, 1))
