@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tiny_lab
-from normwright.lab import race, train
+from normwright.lab import race, rates, train
 from normwright.lab.data import Split, load
 from normwright.lab.experiment import Desk
 from normwright.lab.networks import MLP, build, parts
@@ -116,7 +116,7 @@ def test_the_chosen_rate_is_the_best_of_those_tried_with_every_seed(measured):
     for record in chosen:
         where = {"network": record.where["network"], "condition": record.where["condition"]}
         scores = {r.where["rate"]: r.value for r in result.pick("score of a rate", seeds=TINY.seeds, **where)}
-        assert len(scores) == race.FINALISTS
+        assert len(scores) == rates.FINALISTS
         assert scores[record.value] == max(scores.values())
 
 
@@ -128,49 +128,6 @@ def test_the_score_of_a_rate_is_the_mean_of_the_last_quarter_of_its_curves(measu
         (score,) = result.numbers("score of a rate", network="MLP", condition=condition, rate=rate)
         assert len(curves) == TINY.seeds
         assert score == pytest.approx(sum(curve[-1] for curve in curves) / len(curves))  # of two points, one
-
-
-def test_the_score_is_that_of_the_end_and_not_of_the_best_moment():
-    assert race.score((0.9, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)) == pytest.approx(0.7)
-    assert race.score((0.9, 0.5)) == 0.5
-
-
-def tuned(first: dict[float, float], later: dict[float, float] | None = None):
-    """The rate chosen, the records and the trials asked for, where each rate scores so with each seed."""
-    asked = []
-    runner = race._Race(None, replace(SMALL.entries[0], rates=tuple(first)), (0, 1))
-
-    def trial(side, rate, seed):
-        asked.append((rate, seed))
-        score = (later or first)[rate] if seed else first[rate]
-        return [race.Record("late validation accuracy", score, "fraction")]
-
-    runner._trial = trial
-    chosen, records = runner._tune(race.WITH)
-    return chosen, records, asked
-
-
-def test_the_best_two_rates_of_the_first_seed_are_tried_with_the_others():
-    _, _, asked = tuned({0.1: 0.5, 0.3: 0.9, 1.0: 0.7, 3.0: 0.2})
-    assert {rate for rate, seed in asked if seed == 0} == {0.1, 0.3, 1.0, 3.0}
-    assert {rate for rate, seed in asked if seed == 1} == {0.3, 1.0}
-
-
-def test_the_best_mean_over_all_seeds_is_chosen_and_not_the_best_first_seed():
-    chosen, records, _ = tuned({0.1: 0.5, 0.3: 0.9, 1.0: 0.7}, {0.1: 1.0, 0.3: 0.1, 1.0: 0.7})
-    assert chosen == 1.0
-    scores = {r.where["rate"]: (r.value, r.where["seeds"]) for r in records if r.what == "score of a rate"}
-    assert scores == {0.1: (0.5, 1), 0.3: (pytest.approx(0.5), 2), 1.0: (pytest.approx(0.7), 2)}
-
-
-@pytest.mark.parametrize(
-    ("scores", "edge"),
-    [([0.9, 0.5, 0.5], "lowest"), ([0.5, 0.9, 0.5], None), ([0.5, 0.5, 0.9], "highest")],
-    ids=["lowest", "in the middle", "highest"],
-)
-def test_a_rate_chosen_at_the_edge_of_its_grid_says_so(scores, edge):
-    _, records, _ = tuned(dict(zip((0.1, 0.3, 1.0), scores, strict=True)))
-    assert (records[-1].what, records[-1].where["edge"]) == ("chosen rate", edge)
 
 
 # --- fairness ---------------------------------------------------------

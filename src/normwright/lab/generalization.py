@@ -6,10 +6,9 @@ is asked of batch normalization alone: whether the noise of its statistics is wh
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from statistics import fmean
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import nn
 from normwright.lab.data import Split, Splits
 from normwright.lab.experiment import Desk, Experiment, Size
 from normwright.lab.networks import BN, CNN, MLP, PLAIN, Network, Style, batch_norm, build
-from normwright.lab.race import FINALISTS, score
+from normwright.lab.rates import FINALISTS, SCORE, Trial, choose, score
 from normwright.lab.train import Budget, chunks, train
 from normwright.report.records import Record, Scalar
 
@@ -27,7 +26,6 @@ CHUNK = 100  # images in one forward pass of an evaluation
 LEVELS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # of the training loss, at which both sides are compared
 LOOKS_APART = 1.5  # each look comes at so many times the step of the one before: the loss falls by powers too
 WITHOUT, WITH = "without BN", "BN"
-SCORE = "late validation accuracy"
 
 
 @dataclass(frozen=True)
@@ -121,34 +119,6 @@ EXPERIMENT = Experiment(
 def in_pieces(size: int) -> str:
     """The condition under which only so many images share their statistics."""
     return f"BN, statistics of {size}"
-
-
-Trial = Callable[[float, int], list[Record]]
-
-
-def choose(
-    rates: Sequence[float], seeds: Sequence[int], trial: Trial, where: Mapping[str, Scalar], row: int
-) -> tuple[float, list[Record]]:
-    """The rate with the best mean validation accuracy late in the run, and the records of the choice.
-
-    Every rate is tried with the first seed, the best few with the other seeds too, as in the race.
-    """
-
-    def mean(rate: float, seeds: Sequence[int]) -> float:
-        return fmean(r.value or 0.0 for seed in seeds for r in trial(rate, seed) if r.what == SCORE)
-
-    first = {rate: mean(rate, seeds[:1]) for rate in rates}
-    finalists = sorted(rates, key=lambda rate: -first[rate])[:FINALISTS]
-    whole = {rate: mean(rate, seeds) for rate in finalists}
-    chosen = max(finalists, key=lambda rate: whole[rate])
-    edge = {rates[0]: "lowest", rates[-1]: "highest"}.get(chosen)
-    return chosen, [
-        *(
-            Record("score of a rate", whole.get(rate, first[rate]), "fraction", {**where, "rate": rate}, row)
-            for rate in rates
-        ),
-        Record("chosen rate", chosen, "rate", {**where, "edge": edge}, row),
-    ]
 
 
 class Pieces(nn.Module):

@@ -7,16 +7,16 @@ normalization, five and thirty times it, and a sigmoid in place of ReLU.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
+from functools import partial
 
 from torch import nn
 
 from normwright.lab.experiment import Desk, Experiment, Size
 from normwright.lab.networks import BN, CNN, DEEP_CNN, MLP, PLAIN, SIGMOID, Network, Style, build
+from normwright.lab.rates import FINALISTS, SCORE, choose, score
 from normwright.lab.train import Budget, Run, accuracy, steps_to
 from normwright.report.records import Record, Scalar
 
-FINALISTS = 2  # rates that are tried with every seed, after every rate was tried with the first
 FACTORS = (1, 5, 30)  # the paper's: of the learning rate without batch normalization
 
 CURVE = "validation accuracy"
@@ -117,7 +117,8 @@ class _Race:
     def measure(self) -> Iterator[Record]:
         runs: dict[str, tuple[Side, float]] = {}
         for side in self.entry.sides:
-            rate, records = self._tune(side)
+            where: dict[str, Scalar] = {"network": self.entry.network.name, "condition": side.condition}
+            rate, records = choose(self.entry.rates, self.seeds, partial(self._trial, side), where, 13)
             yield from records
             runs[side.condition] = (side, rate)
         base = runs[WITHOUT.condition][1]
@@ -126,7 +127,7 @@ class _Race:
             goal: tuple[float, int] | None = None
             for condition, (side, rate) in runs.items():
                 records = self._trial(side, rate, seed)
-                where: dict[str, Scalar] = {
+                where = {
                     "network": self.entry.network.name,
                     "condition": condition,
                     "seed": seed,
@@ -135,30 +136,6 @@ class _Race:
                 curve = {int(r.where["step"] or 0): r.value or 0.0 for r in records if r.what == CURVE}
                 goal = goal or _goal(curve)
                 yield from _compare(where, curve, goal)
-
-    def _tune(self, side: Side) -> tuple[float, list[Record]]:
-        """The rate chosen for one side, and the records of the choice.
-
-        Every rate is tried with the first seed, the best few with the other seeds too; the best mean score is
-        chosen.
-        """
-        rates = self.entry.rates
-        where: dict[str, Scalar] = {"network": self.entry.network.name, "condition": side.condition}
-
-        def mean_score(rate: float, seeds: Sequence[int]) -> float:
-            return fmean(_late(self._trial(side, rate, seed)) for seed in seeds)
-
-        first = {rate: mean_score(rate, self.seeds[:1]) for rate in rates}
-        finalists = sorted(rates, key=lambda rate: -first[rate])[:FINALISTS]
-        mean = {rate: mean_score(rate, self.seeds) for rate in finalists}
-        chosen = max(finalists, key=lambda rate: mean[rate])
-        records = [
-            Record("score of a rate", mean.get(rate, first[rate]), "fraction", told, 13)
-            for rate in rates
-            for told in [{**where, "rate": rate, "seeds": len(self.seeds) if rate in mean else 1}]
-        ]
-        edge = {rates[0]: "lowest", rates[-1]: "highest"}.get(chosen)
-        return chosen, [*records, Record("chosen rate", chosen, "rate", {**where, "edge": edge}, 13)]
 
     def _trial(self, side: Side, rate: float, seed: int) -> list[Record]:
         """One training, measured once however many conditions it belongs to."""
@@ -181,19 +158,7 @@ class _Race:
 def _curve(run: Run, where: Mapping[str, Scalar]) -> Iterator[Record]:
     for step, height in zip(run.steps, run.accuracy, strict=True):
         yield Record(CURVE, height, "fraction", {**where, "step": step}, 13)
-    yield Record("late validation accuracy", score(run.accuracy), "fraction", where, 13)
-
-
-def score(curve: Sequence[float]) -> float:
-    """Mean validation accuracy over the last quarter of the run, by which a rate is chosen.
-
-    How well a run ends, and not its single best moment, which among a few hundred images is partly luck.
-    """
-    return fmean(curve[-max(1, len(curve) // 4) :])
-
-
-def _late(records: Sequence[Record]) -> float:
-    return next(r.value or 0.0 for r in records if r.what == "late validation accuracy")
+    yield Record(SCORE, score(run.accuracy), "fraction", where, 13)
 
 
 def _goal(curve: Mapping[int, float]) -> tuple[float, int]:

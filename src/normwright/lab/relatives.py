@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from normwright.lab.experiment import Desk, Experiment, Size
-from normwright.lab.generalization import SCORE, Trial, choose
 from normwright.lab.networks import BN, DEEP_CNN, PLAIN, Network, Style, batch_norm, build, convolutional
-from normwright.lab.race import CURVE, FINALISTS, score
+from normwright.lab.race import CURVE
+from normwright.lab.rates import FINALISTS, SCORE, Trial, choose, score
 from normwright.lab.train import Budget, accuracy, steps_to
 from normwright.lab.whitening import ZCA
 from normwright.report.records import Record, Scalar

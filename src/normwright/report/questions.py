@@ -33,9 +33,9 @@ def _eps(found: Found, say: Say) -> Answer:
         say("Where does eps come from?", "eps 从何而来？"),
         say(
             "It keeps the division finite where a channel's variance is zero or nearly so, and it is chosen by "
-            "hand (1e-5 in the paper's successors). It is small beside any ordinary variance and then changes "
+            "hand (1e-5 by default in torch and here). It is small beside any ordinary variance and then changes "
             "nothing; where the variance comes down to it, it shrinks the output to sqrt(var/(var+eps)). ",
-            "它使方差为零或接近零的通道上的除法保持有限，由人选定（后来的实现常用 1e-5）。"
+            "它使方差为零或接近零的通道上的除法保持有限，由人选定（torch 和这里默认 1e-5）。"
             "与通常的方差相比它很小，不改变任何东西；当方差降到它附近时，输出缩小为 sqrt(var/(var+eps))。",
         )
         + _measured(found, "scale", scale.constant, say)
