@@ -175,9 +175,25 @@ struct Call {
   }
 };
 
-void move(const Running& running, int64_t c, const Reals& mean, const Reals& var, double batch_mean, double batch_var) {
-  running.mean.set(c, (1 - running.rate) * mean[c] + running.rate * batch_mean);
-  running.var.set(c, (1 - running.rate) * var[c] + running.rate * batch_var);
+// After all channels are known, so that a batch is left out whole. Finite as the number that would be remembered.
+bool move(const Running& running, const Saved& saved, int64_t channels, double n) {
+  const auto finite = [](const MutableReals& to, double value) {
+    return std::isfinite(to.is_double ? value : double(float(value)));
+  };
+  const auto var = [&](int64_t c) { return saved.m2[c] / (n - 1); };
+  if (running.guarded)
+    for (int64_t c = 0; c < channels; ++c)
+      if (!finite(running.mean, saved.mean[c]) || !finite(running.var, var(c))) return false;
+  if (running.counter) ++*running.counter;
+  const double rate = running.cumulative && running.counter ? 1 / double(*running.counter) : running.rate;
+  const auto step = [&](const MutableReals& to, int64_t c, double batch) {
+    to.set(c, (1 - rate) * Reals{to.data, to.is_double, 0}[c] + rate * batch);
+  };
+  for (int64_t c = 0; c < channels; ++c) {
+    step(running.mean, c, saved.mean[c]);
+    step(running.var, c, var(c));
+  }
+  return true;
 }
 
 const auto nothing = [](auto...) {};
@@ -195,23 +211,22 @@ void moments_only(const T* x, Layout at, Saved saved) {
 }
 
 template <class T>
-void forward_train(const T* x, Layout at, T* y, Reals gamma, Reals beta, double eps, Saved saved, Running running) {
+bool forward_train(const T* x, Layout at, T* y, Reals gamma, Reals beta, double eps, Saved saved, Running running) {
   Call<T> call(at, 3);
   const double n = double(at.count());
-  const Reals old_mean{running.mean.data, running.mean.is_double, 0}, old_var{running.var.data, running.var.is_double, 1};
   const auto gap = [&](int64_t c0, int64_t c1) {
     call.merge_moments(c0, c1, saved);
     for (int64_t c = c0; c < c1; ++c) {
       saved.rstd[c] = 1 / std::sqrt(saved.m2[c] / n + eps);
       put_apply_numbers(call.plan, call.scratch, c, Center<T>(saved.mean[c], saved.mean_tail[c]),
                         gamma[c] * saved.rstd[c], beta[c]);
-      move(running, c, old_mean, old_var, saved.mean[c], saved.m2[c] / (n - 1));
     }
   };
   const ApplyNumbers<T> numbers = call.apply_numbers();
   reduce_gap_apply(
       call.plan, 2 * sizeof(T), nothing, [&](Tile t, int64_t k) { call.reduce_moments(x, t, k); }, gap,
       [&](Tile t) { call.apply(x, y, t, numbers); });
+  return move(running, saved, at.channels, n);
 }
 
 template <class T>
@@ -297,7 +312,7 @@ void memory_floor(const float* a, const float* b, float* c, int64_t n, bool stre
 
 #define NORMWRIGHT_SCHEDULES(T)                                                                                        \
   template void moments_only(const T*, Layout, Saved);                                                                 \
-  template void forward_train(const T*, Layout, T*, Reals, Reals, double, Saved, Running);                             \
+  template bool forward_train(const T*, Layout, T*, Reals, Reals, double, Saved, Running);                             \
   template void backward_train(const T*, Layout, const T*, T*, Reals, Saved, MutableReals, MutableReals);              \
   template void forward_fixed(const T*, Layout, T*, Reals, Reals, Reals, Reals, double);                               \
   template void backward_fixed(const T*, Layout, const T*, T*, Reals, Reals, Reals, double, MutableReals, MutableReals);

@@ -33,13 +33,17 @@ struct Saved {
 // running <- (1 - rate) * running + rate * batch, var unbiased. Null pointers: nothing is remembered.
 struct Running {
   MutableReals mean, var;
-  double rate;
+  int64_t* counter;  // batches so far; may be null
+  double rate;       // weight of the new batch; of the k-th batch it is 1/k where cumulative
+  bool cumulative;
+  bool guarded;      // a batch whose statistics are not finite is left out, all of it
 };
 
 template <class T>
 void moments_only(const T* x, Layout, Saved);  // rstd is not written
+// False: the running statistics are guarded, and the batch was left out.
 template <class T>
-void forward_train(const T* x, Layout, T* y, Reals gamma, Reals beta, double eps, Saved, Running);
+bool forward_train(const T* x, Layout, T* y, Reals gamma, Reals beta, double eps, Saved, Running);
 template <class T>
 void backward_train(const T* x, Layout, const T* dy, T* dx, Reals gamma, Saved, MutableReals dgamma, MutableReals dbeta);
 template <class T>

@@ -140,6 +140,12 @@ def agree(what: str, got: Tensor, want: Tensor, bound: Any) -> None:
     close.within(what, got.detach().numpy(), want.detach().numpy(), bound)
 
 
+def last_place(dtype: torch.dtype, value: Tensor) -> Tensor:
+    """The distance between neighbours of `dtype` at every value: one rounding moves it by half of that."""
+    info = torch.finfo(dtype)
+    return info.eps * value.double().abs().clamp(min=info.tiny).log2().floor().exp2()
+
+
 def same_bits(what: str, got: Tensor, want: Tensor) -> None:
     """The same tensor: type, shape, every bit."""
     assert (got.dtype, got.shape) == (want.dtype, want.shape), what

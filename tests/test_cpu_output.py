@@ -45,7 +45,8 @@ class Problem:
         self.dy = self.x[::-1].copy()
         self.gamma, self.beta, self.mean = rng.uniform(0.5, 2, channels), *rng.standard_normal((2, channels))
         self.var = rng.uniform(0.5, 2, channels)
-        self.saved, self.sums = np.zeros((4, channels)), np.zeros((2, channels))
+        self.rows, self.sums = bytearray(4 * 8 * channels), np.zeros((2, channels))
+        self.saved = np.frombuffer(self.rows).reshape(4, channels)
         self.want = {}
         for kernel in KERNELS:
             self.want[kernel] = np.empty_like(self.x)
@@ -57,19 +58,16 @@ class Problem:
         x = (self.dtype is F64, *self._addresses("x"), *at)
         sums = [row.ctypes.data for row in self.sums]
         if kernel == "forward_train":
-            remembered = (*self._addresses("saved"), 0, 0, 0.0)
-            _native.forward_train(
-                *x, out.ctypes.data, True, *self._addresses("gamma", "beta"), EPS, *remembered
-            )
+            _native.forward_train(*x, out.ctypes.data, *self._addresses("gamma", "beta"), EPS, self.rows)
         elif kernel == "backward_train":
-            dy, *rest = self._addresses("dy", "gamma", "saved")
-            _native.backward_train(*x, dy, out.ctypes.data, True, *rest, *sums)
+            dy, gamma = self._addresses("dy", "gamma")
+            _native.backward_train(*x, dy, out.ctypes.data, gamma, self.rows, *sums)
         elif kernel == "forward_fixed":
-            rest = self._addresses("gamma", "beta", "mean", "var")
-            _native.forward_fixed(*x, out.ctypes.data, True, *rest, EPS)
+            numbers = self._addresses("gamma", "beta", "mean", "var")
+            _native.forward_fixed(*x, out.ctypes.data, *numbers, EPS)
         else:
-            dy, *rest = self._addresses("dy", "gamma", "mean", "var")
-            _native.backward_fixed(*x, dy, out.ctypes.data, True, *rest, EPS, *sums)
+            dy, gamma, *fixed = self._addresses("dy", "gamma", "mean", "var")
+            _native.backward_fixed(*x, dy, out.ctypes.data, gamma, *fixed, EPS, *sums)
 
     def check(self, kernel):
         """The output against whole-array operations in x's type, from the per-channel numbers.

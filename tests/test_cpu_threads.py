@@ -154,7 +154,7 @@ def test_python_threads_may_call_the_kernels_at_once():
 
 
 def test_other_python_threads_run_while_a_kernel_does():
-    x, saved = np.ones((64, 4096), F32), np.empty((4, 64))
+    x, saved = np.ones((64, 4096), F32), bytearray(4 * 8 * 64)
     slices = 1000  # of no distance: the same megabyte read for a tenth of a second
     ticks, finished = [], threading.Event()
 
@@ -167,12 +167,12 @@ def test_other_python_threads_run_while_a_kernel_does():
     with threads(1):
         ticker.start()
         began = time.perf_counter()
-        _native.moments(False, x.ctypes.data, slices, 64, 4096, 0, saved.ctypes.data)
+        _native.moments(False, x.ctypes.data, slices, 64, 4096, 0, saved)
         took = time.perf_counter() - began
         finished.set()
         ticker.join()
     sys.setswitchinterval(interval)
-    assert saved[0].tolist() == [1.0] * 64
+    assert np.frombuffer(saved)[:64].tolist() == [1.0] * 64
     # A call that holds the interpreter's lock leaves the ticker nothing but its edges.
     parts = {int(20 * (t - began) / took) for t in ticks if began < t < began + took}
     assert len(parts) >= 10, f"ticks in {len(parts)} of 20 equal parts of {took * 1e3:.1f} ms"

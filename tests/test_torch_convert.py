@@ -1,8 +1,11 @@
 """`convert` and `revert`: the class of a layer changes, and nothing else does."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import normwright.torch as nw
 from beside_torch import UNIT, agree, normal, same_bits
@@ -57,10 +60,12 @@ def test_every_layer_changes_its_class_and_keeps_everything_else(model):
         for name, (layer, kind, attributes) in before.items():
             assert norms(model)[name] is layer
             assert type(layer) is kinds[kind]
-            assert layer.__dict__ == attributes
-        now = named_tensors(model)
-        assert list(now) == list(tensors)
-        for name, t in now.items():
+            now = dict(layer.__dict__)
+            assert ("_guard" in now, "_guard" in attributes) == (change is nw.convert, False)
+            now.pop("_guard", None)  # counts the batches that were left out
+            assert now == attributes
+        assert list(named_tensors(model)) == list(tensors)
+        for name, t in named_tensors(model).items():
             assert t is tensors[name], name
             same_bits(name, t.detach(), values[name])
     assert [m.training for m in norms(model).values()] == [True, False, True, True]
@@ -122,44 +127,63 @@ def test_an_optimizer_made_before_still_moves_the_layer(model):
     assert optimizer.state_dict()["param_groups"][0]["lr"] == 1.0
 
 
-class Mine(nn.BatchNorm2d):
-    """A subclass with a forward of its own."""
-
-    def forward(self, x):
-        return super().forward(x) * 2
+# --- strict_torch, and what cannot be reverted ---------------------------------
 
 
-class MineOfYours(nw.BatchNorm2d):
-    """A subclass of ours."""
-
-
-@pytest.mark.parametrize(
-    "layer",
-    [
-        Mine(4),
-        MineOfYours(4),
-        nn.SyncBatchNorm(4),
-        nn.LazyBatchNorm2d(),
-        nn.InstanceNorm2d(4),
-        nn.GroupNorm(2, 4),
-        nn.LayerNorm(4),
-    ],
-    ids=lambda layer: type(layer).__name__,
-)
-def test_layers_of_other_classes_are_left_alone(layer):
-    model = nn.Sequential(layer, nn.BatchNorm2d(4))
-    kind = type(layer)
-    nw.convert(model)
-    assert (model[0], type(model[0]), type(model[1])) == (layer, kind, nw.BatchNorm2d)
+def test_strict_torch_keeps_torchs_behaviour_in_every_default(model):
+    theirs = copy.deepcopy(model)
+    attributes = {name: dict(m.__dict__) for name, m in norms(model).items()}
+    nw.convert(model, strict_torch=True)
+    x = normal(4, 3, 8, 8)
+    for this in (model, theirs):
+        checkpoint(this, x, use_reentrant=False).sum().backward()  # repeats the pass, and counts it twice
+        with torch.no_grad():
+            this(torch.where(x > 3, torch.nan, x))
+    counts = [[m.num_batches_tracked.item() for m in norms(this).values()] for this in (model, theirs)]
+    assert counts[0] == counts[1]
+    assert model.stem[1].running_mean.isnan().all()
+    assert nw.skipped(model) == {}
+    assert "strict_torch=True" in repr(model.stem[1])
+    half = nw.convert(nn.BatchNorm2d(4).bfloat16(), strict_torch=True)
+    assert (half.running_mean.dtype, half.half().running_mean.dtype) == (torch.bfloat16, torch.float16)
     nw.revert(model)
-    assert (model[0], type(model[0]), type(model[1])) == (layer, kind, nn.BatchNorm2d)
+    for name, m in norms(model).items():
+        assert m.__dict__.keys() == attributes[name].keys()
+    assert repr(model) == repr(theirs)
 
 
-def test_parametrized_layers_are_left_alone():
-    layer = nn.BatchNorm2d(4)
-    nn.utils.parametrize.register_parametrization(layer, "weight", nn.Softplus())
-    kind = type(layer)
-    assert type(nw.convert(nn.Sequential(layer))[0]) is kind
+UNREVERTIBLE = {
+    "frozen statistics": (lambda: nw.freeze(nw.BatchNorm2d(4)), "no frozen layer, got one at '1'"),
+    "frozen weights": (
+        lambda: nw.freeze(nw.BatchNorm2d(4), statistics=False, affine=True),
+        "no frozen layer, got one at '1'",
+    ),
+    "channels last": (
+        lambda: nw.BatchNorm2d(4, channel_dim=-1),
+        "layers with channel_dim=1, as torch's, got channel_dim=-1 at '1'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNREVERTIBLE)
+def test_what_torch_cannot_do_is_not_reverted_and_nothing_changes(name):
+    make, words = UNREVERTIBLE[name]
+    model = nn.Sequential(nw.BatchNorm2d(4, on_nonfinite="raise"), make())  # the first could be
+    before = [(type(layer), dict(layer.__dict__)) for layer in model]
+    with pytest.raises(nw.ShapeError, match=f"^normwright.torch.revert: expected {words}"):
+        nw.revert(model)
+    assert [(type(layer), layer.__dict__) for layer in model] == before
+    if "frozen" in name:
+        nw.unfreeze(model)
+        assert [type(layer) for layer in nw.revert(model)] == [nn.BatchNorm2d] * 2
+    with pytest.raises(nw.ShapeError, match="at the model itself"):
+        nw.revert(make())
+
+
+def test_revert_forgets_options_that_torch_has_not():
+    layer = nw.BatchNorm2d(4, on_nonfinite="raise", on_degenerate="running")
+    assert nw.revert(layer).__dict__.keys() == nn.BatchNorm2d(4).__dict__.keys()
+    assert repr(layer) == repr(nn.BatchNorm2d(4))
 
 
 def test_both_ways_twice_is_the_same_as_once(model):

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 import normwright.torch as nw
 from beside_torch import normal, raised_by, same_bits, state, twins, untouched
@@ -140,18 +139,6 @@ def test_running_statistics_that_want_a_gradient_are_torchs_error(name, training
     torchs = raised_by(lambda: F.batch_norm(normal(6, 5), **running, training=training))
     with pytest.raises(type(torchs), match=re.escape(str(torchs))):
         nw.batch_norm(normal(6, 5), **running, training=training)
-
-
-@pytest.mark.parametrize("momentum", [0.1, None])
-def test_under_activation_checkpointing_statistics_and_counter_move_as_torchs(momentum):
-    ours, torchs = nw.BatchNorm1d(5, momentum=momentum), nn.BatchNorm1d(5, momentum=momentum)
-    for _ in range(3):
-        x = normal(6, 5) + 3
-        for layer in (ours, torchs):
-            checkpoint(layer, x.clone().requires_grad_(), use_reentrant=False).sum().backward()
-    assert int(ours.num_batches_tracked) == int(torchs.num_batches_tracked)
-    torch.testing.assert_close(ours.running_mean, torchs.running_mean)  # a few roundings of float32
-    torch.testing.assert_close(ours.running_var, torchs.running_var)
 
 
 def test_an_array_of_numpy_is_refused_with_the_way_to_a_tensor():

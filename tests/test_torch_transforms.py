@@ -1,5 +1,8 @@
 """The PyTorch door under whatever follows operations: function transforms, compilation, tracing, modes."""
 
+import copy
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import func, nn
@@ -8,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import normwright.torch as nw
-from beside_torch import UNIT, agree, normal, same_bits, twins
+from beside_torch import UNIT, agree, normal, raised_by, same_bits, state, twins, untouched
 
 F64 = torch.float64
 BOUND = 64 * UNIT[F64] * 1000  # last digits of sums of some 100 terms, differentiated
@@ -81,13 +84,133 @@ def test_gradients_of_single_samples_are_those_of_samples_alone():
         agree("dbias", each["bias"][k], layer.bias.grad, BOUND)
 
 
-def test_training_with_statistics_under_vmap_is_torchs_error():
-    x = normal(2, 4, 3, 5)
-    ours, theirs = twins(x[0])
-    for layer in (ours, theirs):
-        with pytest.raises(RuntimeError, match="running_mean or running_var, which will be updated in place"):
-            func.vmap(layer)(x)
-    same_bits("running_mean", ours.running_mean, twins(x[0])[1].running_mean)
+def loss(y):
+    return y.pow(3).sum()
+
+
+MOVING = {  # in training, with statistics to move: what torch refuses too, first vmap, then the gradients
+    "vmap": lambda layer, x: func.vmap(layer)(torch.stack([x, -x])),
+    "grad": lambda layer, x: func.grad(lambda x: loss(layer(x)))(x),
+    "vmap of grad": lambda layer, x: func.vmap(func.grad(lambda x: loss(layer(x))))(torch.stack([x, -x])),
+    "jacrev": lambda layer, x: func.jacrev(layer)(x),
+    "jacfwd": lambda layer, x: func.jacfwd(layer)(x),
+    "vjp": lambda layer, x: func.vjp(layer, x),
+    "jvp": lambda layer, x: func.jvp(layer, (x,), (-x,)),
+    "hessian": lambda layer, x: func.hessian(lambda x: loss(layer(x)))(x),
+    "gradient for weights": lambda layer, x: func.grad(
+        lambda weight: loss(func.functional_call(layer, {"weight": weight}, (x,)))
+    )(layer.weight.detach()),
+}
+
+
+@JIT_ENDS
+@pytest.mark.parametrize("momentum", [0.1, None])  # None has arithmetic of its own, with the counter
+@pytest.mark.parametrize("name", MOVING)
+def test_statistics_that_would_move_under_a_transform_are_an_error_with_the_way_out(name, momentum):
+    x = normal(4, 3, 5)
+    ours, theirs = twins(x, momentum=momentum)
+    before = state(ours)
+    versions = {key: t._version for key, t in ours.named_buffers()}
+    assert type(raised_by(lambda: MOVING[name](theirs, x))) is RuntimeError
+    with pytest.raises(
+        nw.TransformError, match=r"^normwright.torch.BatchNorm1d: .*Use normwright.torch.batch_norm_stats"
+    ) as raised:
+        MOVING[name](ours, x)
+    assert isinstance(raised.value, RuntimeError)
+    assert isinstance(raised.value.__cause__, RuntimeError)  # torch's own words stay in sight
+    untouched(ours, before)
+    assert {key: t._version for key, t in ours.named_buffers()} == versions
+
+
+def test_the_function_under_vmap_refuses_statistics_that_would_move():
+    running = torch.zeros(3), torch.ones(3)
+    with pytest.raises(nw.TransformError, match=r"^normwright.torch.batch_norm: .*batch_norm_stats"):
+        MOVING["vmap"](lambda x: nw.batch_norm(x, *running, training=True), normal(4, 3, 5))
+    assert (running[0].tolist(), running[1].tolist()) == ([0.0] * 3, [1.0] * 3)
+
+
+def test_the_function_under_grad_moves_statistics_once_as_torchs():
+    # torch asks after the counter of a layer alone; the function has none, and nobody sees what it writes
+    x, results = normal(4, 3, 5, dtype=F64), []
+    for function in (nw.batch_norm, nn.functional.batch_norm):
+        running = torch.zeros(3, dtype=F64), torch.ones(3, dtype=F64)
+        results.append(
+            (MOVING["grad"](lambda x, f=function, r=running: f(x, *r, training=True), x), *running)
+        )
+    for got, want in zip(*results, strict=True):
+        agree("dx and statistics", got, want, BOUND)
+
+
+@JIT_ENDS
+@pytest.mark.parametrize("name", MOVING)
+@pytest.mark.parametrize("still", ["frozen", "in evaluation", "no_stat_update"])  # all ways to hold them
+def test_statistics_that_stay_are_no_hindrance_to_a_transform(still, name):
+    x = normal(4, 3, 5, dtype=F64)
+    ours, theirs = twins(x)[0], open_to_transforms(x, still == "no_stat_update")[1]
+    before = state(ours)
+    with nw.no_stat_update(ours) if still == "no_stat_update" else nullcontext():
+        got = MOVING[name](nw.freeze(ours) if still == "frozen" else ours.train(still != "in evaluation"), x)
+    want = MOVING[name](theirs, x)
+    if name in ("vjp", "jvp"):  # y, and the gradient, which of vjp is a function
+        got, want = got[0], want[0]
+    agree(name, got, want, BOUND)
+    untouched(ours, before)
+
+
+HALF = {  # a half layer is one whose statistics are float32, which torch's own transforms do not expect
+    name: MOVING[name] for name in ("vmap", "grad", "vmap of grad", "jacrev", "jacfwd", "vjp", "jvp")
+}
+
+
+@JIT_ENDS
+@MODES
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("name", HALF)
+def test_half_layers_are_open_to_transforms_as_torchs(name, dtype, training):
+    x = normal(4, 3, 5).to(dtype)
+    ours, theirs = open_to_transforms(normal(4, 3, 5), training)
+    exact = copy.deepcopy(theirs.to(dtype)).to(F64)
+    assert raised_by(lambda: HALF[name](theirs, x)) is None
+    got, want = HALF[name](ours.to(dtype), x), HALF[name](exact, x.double())
+    if name in ("vjp", "jvp"):
+        got, want = got[0], want[0]
+    assert got.dtype == dtype
+    # a few roundings to the half type, each of terms that are no larger than the largest result
+    unit = torch.finfo(dtype).eps / 2
+    agree(name, got.double(), want, 16 * unit * want.abs().max().item())
+
+
+GUARDS = pytest.mark.parametrize("options", [{}, {"on_nonfinite": "propagate"}], ids=["default", "propagate"])
+
+
+@GUARDS  # with and without a look at each batch, whose count is no buffer
+def test_an_ensemble_trains_under_vmap_as_torchs(options):
+    # torch's tutorial "Model ensembling": parameters and buffers of all models are stacked, and move
+    x, results = normal(2, 6, 3, 5, dtype=F64), []
+    for norm, more in ((nw, options), (nn, {})):
+        models = [norm.BatchNorm1d(3, dtype=F64, **more) for _ in x]
+        named, buffers = func.stack_module_state(models)
+
+        def one(named, buffers, x, model=models[0]):
+            return func.functional_call(model, (named, buffers), (x,))
+
+        results.append({"y": func.vmap(one)(named, buffers, x), **buffers})
+    for name, want in results[1].items():
+        agree(name, results[0][name], want, BOUND)
+
+
+@GUARDS
+def test_buffers_made_inside_a_transform_may_move_there_as_torchs(options):
+    x, results = normal(4, 3, 5, dtype=F64), []
+    for norm, more in ((nw, options), (nn, {})):
+        layer = norm.BatchNorm1d(3, dtype=F64, **more)
+
+        def of_weight(weight, layer=layer):
+            mine = {name: t.clone() for name, t in layer.named_buffers()}
+            return loss(func.functional_call(layer, {"weight": weight, **mine}, (x,)))
+
+        results.append(func.grad(of_weight)(normal(3, dtype=F64)))
+    agree("dweight", *results, BOUND)
 
 
 # --- compilation, tracing ---------------------------------------------

@@ -17,6 +17,14 @@ class DtypeError(TypeError, NotImplementedError):
     """A dtype is wrong. Both a TypeError and a NotImplementedError (so a RuntimeError), as torch's own is."""
 
 
+class NonfiniteError(ValueError, FloatingPointError):
+    """A mean or variance is NaN or infinite where finite ones were asked for."""
+
+
+class TransformError(RuntimeError):
+    """A function transform cannot see through what is asked: a RuntimeError, as torch's own is."""
+
+
 def message(call: str, expected: str, got: str, compared_with: str = "", remedy: str = "") -> str:
     """The one form of every error message.
 
@@ -41,16 +49,16 @@ def check_rank(call: str, shape: Sequence[int], allowed: Sequence[int], remedy: 
         )
 
 
-def check_axis(call: str, shape: Sequence[int], axis: int) -> int:
+def check_axis(call: str, shape: Sequence[int], axis: int, argument: str = "axis") -> int:
     """The channel axis counted from 0. Raise ShapeError unless x has it, and at least one axis beside it."""
     if not isinstance(axis, SupportsIndex):
-        raise DtypeError(message(call, "axis to be an integer", repr(axis)))
+        raise DtypeError(message(call, f"{argument} to be an integer", repr(axis)))
     axis = index(axis)
     if len(shape) < 2:
         expected = "x to have a batch axis and a channel axis"
         raise ShapeError(message(call, expected, f"{len(shape)}-D x of shape {tuple(shape)}"))
     if not -len(shape) <= axis < len(shape):
-        expected = f"axis from {-len(shape)} to {len(shape) - 1}"
+        expected = f"{argument} from {-len(shape)} to {len(shape) - 1}"
         raise ShapeError(message(call, expected, str(axis), f"x is {tuple(shape)}"))
     return axis % len(shape)
 

@@ -40,10 +40,11 @@ if "NORMWRIGHT_ISA" in os.environ:
 def moments(x: Array, axis: int) -> Moments:
     """Count, mean and m2 of every channel. See `reference.moments`."""
     x, at = _seen(x, axis)
-    saved = np.zeros((4, at.channels))
+    saved = _rows(at.channels)
     if x.size:
-        _native.moments(x.dtype == np.float64, _address(x), *at, _address(saved))
-    return Moments(at.values, saved[0], saved[2])
+        _native.moments(x.dtype == np.float64, _address(x), *at, saved)
+    mean, _, m2, _ = _read(saved)
+    return Moments(at.values, mean, m2)
 
 
 def forward_train(
@@ -52,14 +53,14 @@ def forward_train(
     """Normalize by the batch's own moments. See `reference.forward_train`."""
     x, at = _seen(x, axis)
     y = _dense_like(x)
-    saved = np.zeros((4, at.channels))
+    saved = _rows(at.channels)
     gamma, beta = _numbers(gamma), _numbers(beta)
     if x.size:
         _native.forward_train(
-            x.dtype == np.float64, _address(x), *at, _address(y), True, _address(gamma), _address(beta), eps,
-            _address(saved), 0, 0, 0.0,
+            x.dtype == np.float64, _address(x), *at, _address(y), _address(gamma), _address(beta), eps, saved
         )  # fmt: skip
-    return y, Saved(saved[0], saved[1], saved[2], saved[3], at.values)
+    mean, mean_tail, m2, rstd = _read(saved)
+    return y, Saved(mean, mean_tail, m2, rstd, at.values)
 
 
 def backward_train(
@@ -69,12 +70,12 @@ def backward_train(
     x, at, dy = _seen_with(x, dy, axis)
     dx = _dense_like(x)
     gradients = np.zeros((2, at.channels))
-    rows = np.array([saved.mean, saved.mean_tail, saved.m2, saved.rstd], dtype=np.float64)
+    rows = bytearray(np.array(saved[:4], dtype=np.float64))
     gamma = _numbers(gamma)
     if x.size:
         _native.backward_train(
-            x.dtype == np.float64, _address(x), *at, _address(dy), _address(dx), True, _address(gamma),
-            _address(rows), _address(gradients), _address(gradients[1]),
+            x.dtype == np.float64, _address(x), *at, _address(dy), _address(dx), _address(gamma),
+            rows, _address(gradients), _address(gradients[1]),
         )  # fmt: skip
     return dx, gradients[0], gradients[1]
 
@@ -89,7 +90,7 @@ def forward_fixed(
     mean, var = np.ascontiguousarray(mean, np.float64), np.ascontiguousarray(var, np.float64)
     if x.size:
         _native.forward_fixed(
-            x.dtype == np.float64, _address(x), *at, _address(y), True, _address(gamma), _address(beta),
+            x.dtype == np.float64, _address(x), *at, _address(y), _address(gamma), _address(beta),
             _address(mean), _address(var), eps,
         )  # fmt: skip
     return y
@@ -106,10 +107,19 @@ def backward_fixed(
     mean, var = np.ascontiguousarray(mean, np.float64), np.ascontiguousarray(var, np.float64)
     if x.size:
         _native.backward_fixed(
-            x.dtype == np.float64, _address(x), *at, _address(dy), _address(dx), True, _address(gamma),
+            x.dtype == np.float64, _address(x), *at, _address(dy), _address(dx), _address(gamma),
             _address(mean), _address(var), eps, _address(gradients), _address(gradients[1]),
         )  # fmt: skip
     return dx, gradients[0], gradients[1]
+
+
+def _rows(channels: int) -> bytearray:
+    """Room for what forward saves: rows of (C,) doubles, mean, mean_tail, m2 and rstd."""
+    return bytearray(4 * 8 * channels)
+
+
+def _read(saved: bytearray) -> Array:
+    return np.frombuffer(saved, np.float64).reshape(4, -1)
 
 
 def _address(array: Array | None) -> int:

@@ -12,7 +12,6 @@ from statistics import fmean
 import torch
 from torch import nn
 
-import normwright.torch as nw
 from normwright.lab.affine_measures import (
     Trace,
     bias_left,
@@ -26,7 +25,7 @@ from normwright.lab.affine_measures import (
 )
 from normwright.lab.data import Split, Splits
 from normwright.lab.experiment import Desk, Experiment, Size
-from normwright.lab.networks import BN, CNN, MLP, PLAIN, SIGMOID, Network, Style, build
+from normwright.lab.networks import BN, CNN, MLP, PLAIN, SIGMOID, Network, Style, batch_norm, build
 from normwright.lab.train import Budget, Run, batches, train
 from normwright.report.records import Record, Scalar
 
@@ -57,7 +56,7 @@ class OnePair(nn.Module):
 
 def no_affine(channels: int, dims: int) -> nn.Module:
     """Batch normalization without gamma and beta."""
-    return nw.BatchNorm2d(channels, affine=False) if dims == 2 else nw.BatchNorm1d(channels, affine=False)
+    return batch_norm(channels, dims, affine=False)
 
 
 STYLES: Mapping[str, Style] = {

@@ -288,7 +288,7 @@ class Descent:
         nn.init.zeros_(linear.weight)
         nn.init.zeros_(linear.bias)
         # momentum=None averages all batches alike: features do not move, so no batch is older than another.
-        first = [nw.BatchNorm1d(features, momentum=None)] if batch_norm else []
+        first = [nw.BatchNorm1d(features, momentum=None, on_nonfinite="propagate")] if batch_norm else []
         self.model = nn.Sequential(*first, linear)
 
     def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -13,9 +13,13 @@ import normwright.torch as nw
 Norm = Callable[[int, int], nn.Module]
 
 
-def batch_norm(channels: int, dims: int) -> nn.Module:
-    """Batch normalization of ``(N, C)`` where `dims` is 0, of ``(N, C, H, W)`` where it is 2."""
-    return nw.BatchNorm2d(channels) if dims == 2 else nw.BatchNorm1d(channels)
+def batch_norm(channels: int, dims: int, *, affine: bool = True) -> nn.Module:
+    """Batch normalization of ``(N, C)`` where `dims` is 0, of ``(N, C, H, W)`` where it is 2.
+
+    As the paper has it: what is not finite enters the statistics, for runs that diverge are to be seen diverging.
+    """
+    layer = nw.BatchNorm2d if dims == 2 else nw.BatchNorm1d
+    return layer(channels, affine=affine, on_nonfinite="propagate")
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,43 @@ except ImportError as error:
         "normwright.torch needs PyTorch. Install it with: pip install 'normwright[torch]'"
     ) from error
 
+from normwright.core.checks import DtypeError, NonfiniteError, ShapeError, TransformError
 from normwright.torch.convert import convert, revert
-from normwright.torch.functional import batch_norm
-from normwright.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from normwright.torch.decay import param_groups
+from normwright.torch.freeze import freeze, unfreeze
+from normwright.torch.functional import BatchNormStats, batch_norm, batch_norm_stats
+from normwright.torch.modules import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    LazyBatchNorm1d,
+    LazyBatchNorm2d,
+    LazyBatchNorm3d,
+    skipped,
+)
+from normwright.torch.running import SkippedUpdateWarning
+from normwright.torch.scopes import no_stat_update
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "batch_norm", "convert", "revert"]
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "BatchNormStats",
+    "DtypeError",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyBatchNorm3d",
+    "NonfiniteError",
+    "ShapeError",
+    "SkippedUpdateWarning",
+    "TransformError",
+    "batch_norm",
+    "batch_norm_stats",
+    "convert",
+    "freeze",
+    "no_stat_update",
+    "param_groups",
+    "revert",
+    "skipped",
+    "unfreeze",
+]

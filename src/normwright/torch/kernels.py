@@ -11,119 +11,123 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.graph import increment_version
 
 from normwright.core.layout import Layout, layout_of
 from normwright.kernels import NATIVE
+from normwright.torch import composed
+from normwright.torch.running import Running
 
 if NATIVE:
     from normwright import _native
 
-_PLAIN = (Tensor, torch.nn.Parameter)
-_DTYPES = (torch.float32, torch.float64)
+    _native.use_tensors_of(torch.Tensor.__dlpack_c_exchange_api__, Tensor, torch.nn.Parameter)
+
+PLAIN = (Tensor, torch.nn.Parameter)
+_FLOAT, _DOUBLE, _STRIDED = torch.float32, torch.float64, torch.strided
+_DTYPES = (_FLOAT, _DOUBLE)
+# A layer of a few hundred values costs what these questions cost, so they are asked by their nearest names.
+_is_grad_enabled = torch.is_grad_enabled
+_tracing_state = torch._C._get_tracing_state
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_transforms = torch._C._functorch.peek_interpreter_stack
+_is_batched = torch._C._functorch.is_batchedtensor
+_is_batched_by_older = torch._C._functorch.is_legacy_batchedtensor
+_increment_version = torch._C._increment_version
 
 
 def being_traced() -> bool:
     """True while torch.compile, torch.export or torch.jit.trace records what is called."""
-    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return torch.compiler.is_compiling() or _tracing_state() is not None
 
 
-def _is_watched() -> bool:
+def being_watched() -> bool:
     """True while something follows tensor operations that would not see a kernel's work."""
+    return _dispatch_modes() > 0 or _transforms() is not None or forward_ad._current_level >= 0
+
+
+def is_plain(x: Tensor) -> bool:
+    """True where x is on the CPU, and its memory is what x says it is."""
     return (
-        torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
+        type(x) in PLAIN and x.is_cpu and x.layout is _STRIDED and not x.is_neg() and not x._is_zerotensor()
     )
 
 
-def _is_plain(x: Tensor) -> bool:
-    """True where x's memory is what x says it is."""
-    return (
-        type(x) in _PLAIN
-        and x.is_cpu
-        and x.layout is torch.strided
-        and not x.is_neg()
-        and not x._is_zerotensor()
-    )
-
-
-def apply(
+def batch_norm(
     x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
+    axis: int,
+    running: Running,
     weight: Tensor | None,
     bias: Tensor | None,
-) -> bool:
-    """True where the native kernels apply to x and these per-channel tensors, whose shapes were checked before."""
-    dtype = x.dtype
-    if not NATIVE or dtype not in _DTYPES or not _is_plain(x) or _is_watched() or x.numel() == 0:
-        return False
-    grad = torch.is_grad_enabled()
-    for t in (running_mean, running_var, weight, bias):
-        if t is None:
-            continue  # a plain loop: all() over a generator takes twice the time
-        if t.dtype is not dtype or not t.is_contiguous() or not _is_plain(t):
-            return False
-        if grad and t.is_inference():
-            return False
-    # What autograd refuses (to save a tensor made in inference mode, a gradient for running statistics) it would
-    # refuse after the kernel has run: torch's own raises before.
-    if grad and x.is_inference():
-        return False
-    return not (
-        grad
-        and running_mean is not None
-        and running_var is not None
-        and (running_mean.requires_grad or running_var.requires_grad)
-    )
-
-
-def batch_norm_train(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    rate: float,
+    by_batch: bool,
     eps: float,
-) -> Tensor:
-    """Normalize by the batch; move the running statistics in place."""
-    running = (running_mean, running_var, rate)
-    if _wants_gradient(x, weight, bias):
-        return _train(x, weight, bias, running, eps)
-    return _forward_train(x, weight, bias, running, eps)[0]
+) -> Tensor | None:
+    """y, by the native kernels; None where they do not apply, and where any argument is wrong.
 
-
-def batch_norm_fixed(
-    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> Tensor:
-    """Normalize by a given mean and variance, which are constants."""
-    if _wants_gradient(x, weight, bias):
-        return _fixed(x, weight, bias, mean, var, eps)
-    return _forward_fixed(x, weight, bias, mean, var, eps)
-
-
-def _wants_gradient(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and (
-        x.requires_grad
-        or (weight is not None and weight.requires_grad)
-        or (bias is not None and bias.requires_grad)
-    )
+    Whoever gets None must look for errors, which so costs the usual call nothing. Where a gradient is wanted, what
+    autograd would refuse after the kernel has run (to save a tensor made in inference mode, a gradient for running
+    statistics) is left to torch, which refuses before.
+    """
+    if (
+        not NATIVE
+        or type(x) not in PLAIN
+        or x.dtype not in _DTYPES
+        or not x.is_cpu  # tensors elsewhere can be seen too, but to fail there takes long
+        or x.layout is not _STRIDED
+        or x.is_neg()
+        or being_watched()
+        or not (eps > 0 if by_batch else eps >= 0)
+    ):
+        return None
+    known = None
+    laid = x
+    if not x.is_contiguous():
+        if axis != 1 or x.dim() < 2:
+            return None
+        laid, known = _laid_out(x)
+    mean, var, counter = running.mean, running.var, running.counter
+    seen = _native.see(laid, axis, weight, bias, mean, var, counter, by_batch, known)
+    if seen is None:
+        return None
+    wanted = False
+    grad = _is_grad_enabled()
+    if weight is not None:
+        if weight.is_neg():
+            return None
+        wanted = grad and weight.requires_grad
+    if bias is not None:
+        if bias.is_neg():
+            return None
+        wanted = wanted or (grad and bias.requires_grad)
+    if (
+        mean is not None
+        and var is not None
+        and (mean.is_neg() or var.is_neg() or (grad and (mean.requires_grad or var.requires_grad)))
+    ):
+        return None
+    wanted = wanted or (grad and x.requires_grad)
+    if wanted and (
+        x.is_inference()
+        or (weight is not None and weight.is_inference())
+        or (mean is not None and mean.is_inference())
+    ):
+        return None
+    if by_batch:
+        if wanted:
+            return _train(x, weight, bias, (laid, axis, seen, running, eps))
+        return _forward_train(laid, seen, running, eps)[0]
+    if wanted:
+        return _fixed(x, weight, bias, (laid, axis, seen, mean, var, eps))
+    return _forward_fixed(laid, seen, eps)
 
 
 # ---- layout ------------------------------------------------------------------------------------------------
 
 
-def _seen(x: Tensor) -> tuple[Tensor, Layout]:
-    """x as the kernels can see it; copied where it cannot be seen so, or where y would not lie as torch's."""
-    shape = x.shape
-    if x.is_contiguous():
-        inner = x.numel() // (shape[0] * shape[1])
-        return x, Layout(shape[0], shape[1], inner, shape[1] * inner)
-    at = layout_of(shape, x.stride(), 1)
+def _laid_out(x: Tensor) -> tuple[Tensor, Layout | None]:
+    """x, which is not contiguous, and its layout; a dense copy where it has none, or y would not lie as torch's."""
+    at = layout_of(x.shape, x.stride(), 1)
     if at is None or not _lies_as_torchs(x, at):
-        return _seen(x.contiguous())
+        return x.detach().contiguous(), None
     return x, at
 
 
@@ -137,49 +141,115 @@ def _lies_as_torchs(x: Tensor, at: Layout) -> bool:
     return spatial == sorted(spatial, reverse=True)
 
 
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
-
-
 # ---- forward -----------------------------------------------------------------------------------------------
 
-_Running = tuple[Tensor | None, Tensor | None, float]
 
-
-def _forward_train(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, running: _Running, eps: float
-) -> tuple[Tensor, Tensor]:
-    """y, and the (4, C) doubles that backward needs: mean, mean_tail, m2, rstd."""
-    x, at = _seen(x)
+def _forward_train(x: Tensor, seen: "_native.Seen", running: Running, eps: float) -> tuple[Tensor, bytearray]:
+    """y, and the rows of doubles that backward needs: mean, mean_tail, m2, rstd of (C,)."""
     y = torch.empty_like(x)
-    saved = torch.empty((4, at.channels), dtype=torch.float64)
-    running_mean, running_var, rate = running
-    is_double = x.dtype is torch.float64
-    _native.forward_train(
-        is_double, x.data_ptr(), *at, y.data_ptr(), is_double, _address(weight), _address(bias), eps,
-        saved.data_ptr(), _address(running_mean), _address(running_var), rate,
-    )  # fmt: skip
-    if running_mean is not None and running_var is not None and not running_mean.is_inference():
-        increment_version((running_mean, running_var))
+    saved = bytearray(32 * seen.channels)
+    mean, var, counter, momentum, moves, guard = running
+    guarded = moves and mean is not None and guard is not None
+    moved = _native.forward_train_seen(seen, y, eps, saved, moves, momentum or 0.0, momentum is None, guarded)
+    if moves and counter is not None:
+        _increment_version((counter,) if mean is None else (mean, var, counter))  # type: ignore[arg-type]
+    elif moves and mean is not None:
+        _increment_version((mean, var))  # type: ignore[arg-type]
+    if not moved:
+        guard.refuse()  # type: ignore[union-attr]
     return y, saved
 
 
-def _forward_fixed(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
-) -> Tensor:
-    x, at = _seen(x)
+def _forward_fixed(x: Tensor, seen: "_native.Seen", eps: float) -> Tensor:
     y = torch.empty_like(x)
-    is_double = x.dtype is torch.float64
-    _native.forward_fixed(
-        is_double, x.data_ptr(), *at, y.data_ptr(), is_double, _address(weight), _address(bias),
-        mean.data_ptr(), var.data_ptr(), eps,
-    )  # fmt: skip
+    _native.forward_fixed_seen(seen, y, eps)
     return y
 
 
-# ---- autograd ----------------------------------------------------------------------------------------------
+# ---- backward ----------------------------------------------------------------------------------------------
 
-_Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+_Gradients = composed.Gradients
+
+
+def _lined_up(x: Tensor, dy: Tensor, dx: Tensor | None) -> Tensor:
+    """dy as the kernels need it: dense, its axes in memory in x's order, as dx's are."""
+    if dx is not None and dy.stride() == dx.stride():
+        return dy
+    dense = torch.empty_like(x)
+    return dy if dy.stride() == dense.stride() else dense.copy_(dy)
+
+
+def _backward_train(
+    dy: Tensor, x: Tensor, weight: Tensor | None, axis: int, saved: bytearray, wanted: tuple[bool, ...]
+) -> _Gradients | None:
+    """The gradients; None where what was saved is not what forward saw (a hook may have changed it)."""
+    laid, known = (x, None) if x.is_contiguous() else _laid_out(x)
+    dx, dweight, dbias = _room(laid, weight, x.shape[axis], wanted)
+    if not (laid.is_contiguous() and dy.is_contiguous()):
+        dy = _lined_up(laid, dy, dx)
+    if not _native.backward_train_seen(laid, axis, dy, weight, saved, dx, dweight, dbias, known):
+        return None
+    return dx, dweight, dbias
+
+
+def _backward_fixed(
+    dy: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, axis: int, eps: float,
+    wanted: tuple[bool, ...],
+) -> _Gradients | None:  # fmt: skip
+    laid, known = (x, None) if x.is_contiguous() else _laid_out(x)
+    dx, dweight, dbias = _room(laid, weight, x.shape[axis], wanted)
+    if not (laid.is_contiguous() and dy.is_contiguous()):
+        dy = _lined_up(laid, dy, dx)
+    if not _native.backward_fixed_seen(laid, axis, dy, weight, mean, var, eps, dx, dweight, dbias, known):
+        return None
+    return dx, dweight, dbias
+
+
+def _room(
+    x: Tensor, weight: Tensor | None, channels: int, wanted: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Room for the gradients wanted. Like what is there: a default device must not reach in."""
+    return (
+        torch.empty_like(x) if wanted[0] else None,
+        _per_channel(x, weight, channels) if wanted[1] else None,
+        _per_channel(x, weight, channels) if wanted[2] else None,
+    )
+
+
+def _per_channel(x: Tensor, weight: Tensor | None, channels: int) -> Tensor:
+    return x.new_empty(channels) if weight is None else torch.empty_like(weight)
+
+
+def _must_compose(dy: Tensor) -> bool:
+    """True where something must see the operations that make the gradient."""
+    return (
+        not is_plain(dy)
+        or being_watched()
+        # is_grads_batched takes torch's older vmap, which shows in the tensor alone
+        or _is_batched(dy)
+        or _is_batched_by_older(dy)
+    )
+
+
+def _only(gradients: _Gradients, wanted: tuple[bool, ...]) -> _Gradients:
+    """The gradients that were asked for; autograd takes none for an input that is None."""
+    dx, dweight, dbias = (g if n else None for g, n in zip(gradients, wanted, strict=False))
+    return dx, dweight, dbias
+
+
+def _composed_train(
+    dy: Tensor, x: Tensor, weight: Tensor | None, axis: int, saved: bytearray, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    of = composed.Channels(x, axis)
+    x_hat, rstd = composed.normalized(x, _rows(saved)[0], eps, of)
+    return composed.train(dy, x_hat, rstd, weight, of)
+
+
+def _rows(saved: bytearray) -> Tensor:
+    return torch.frombuffer(saved, dtype=torch.float64).view(4, -1)
+
+
+# ---- autograd ----------------------------------------------------------------------------------------------
 
 
 class _Train(torch.autograd.Function):
@@ -187,26 +257,28 @@ class _Train(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, running: _Running, eps: float
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, call: tuple[Any, ...]
     ) -> Tensor:
-        y, saved = _forward_train(x, weight, bias, running, eps)
-        ctx.save_for_backward(x, weight, saved)
-        ctx.eps = eps
+        laid, axis, seen, running, eps = call
+        y, saved = _forward_train(laid, seen, running, eps)
+        ctx.save_for_backward(x, weight)
+        ctx.call = axis, saved, eps
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, saved = ctx.saved_tensors
-        if _must_compose(dy):
-            return *_only(ctx, _composed_train(dy, x, weight, saved[0], ctx.eps)), None, None
-        x, at = _seen(x)
-        dy, dx, dweight, dbias = _gradients_for(dy, x, ctx.needs_input_grad)
-        is_double = x.dtype is torch.float64
-        _native.backward_train(
-            is_double, x.data_ptr(), *at, dy.data_ptr(), _address(dx), is_double, _address(weight),
-            saved.data_ptr(), _address(dweight), _address(dbias),
-        )  # fmt: skip
-        return dx, dweight, dbias, None, None
+        x, weight = ctx.saved_tensors
+        axis, saved, eps = ctx.call
+        wanted = ctx.needs_input_grad
+        gradients: _Gradients | None = None
+        if not _must_compose(dy):
+            if _is_grad_enabled():
+                gradients = _train_gradients(dy, x, weight, (axis, saved, eps, wanted))
+            else:
+                gradients = _backward_train(dy, x, weight, axis, saved, wanted)
+        if gradients is None:
+            gradients = _only(_composed_train(dy, x, weight, axis, saved, eps), wanted)
+        return *gradients, None
 
 
 class _Fixed(torch.autograd.Function):
@@ -214,93 +286,61 @@ class _Fixed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, call: tuple[Any, ...]
     ) -> Tensor:
+        laid, axis, seen, mean, var, eps = call
         # Copies, C numbers each: the running statistics may move on before the gradient is asked for.
         ctx.save_for_backward(x, weight, mean.clone(), var.clone())
-        ctx.eps = eps
-        return _forward_fixed(x, weight, bias, mean, var, eps)
+        ctx.call = axis, eps
+        return _forward_fixed(laid, seen, eps)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, var = ctx.saved_tensors
-        if _must_compose(dy):
-            return *_only(ctx, _composed_fixed(dy, x, weight, mean, var, ctx.eps)), None, None, None
-        x, at = _seen(x)
-        dy, dx, dweight, dbias = _gradients_for(dy, x, ctx.needs_input_grad)
-        is_double = x.dtype is torch.float64
-        _native.backward_fixed(
-            is_double, x.data_ptr(), *at, dy.data_ptr(), _address(dx), is_double, _address(weight),
-            mean.data_ptr(), var.data_ptr(), ctx.eps, _address(dweight), _address(dbias),
-        )  # fmt: skip
-        return dx, dweight, dbias, None, None, None
+        axis, eps = ctx.call
+        wanted = ctx.needs_input_grad
+        gradients: _Gradients | None = None
+        if not (_is_grad_enabled() or _must_compose(dy)):
+            gradients = _backward_fixed(dy, x, weight, mean, var, axis, eps, wanted)
+        if gradients is None:
+            of = composed.Channels(x, axis)
+            x_hat, rstd = composed.normalized_by(x, mean.double(), (var.double() + eps).rsqrt(), of)
+            gradients = _only(composed.fixed(dy, x_hat, rstd, weight, of), wanted)
+        return *gradients, None
+
+
+class _TrainGradients(torch.autograd.Function):
+    """The gradients of `_Train` where they will be differentiated: by the kernel; their own in closed form."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        call: tuple[int, bytearray, float, tuple[bool, ...]],
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        axis, saved, eps, wanted = call
+        ctx.save_for_backward(dy, x, weight)
+        ctx.set_materialize_grads(False)
+        ctx.call = axis, saved, eps
+        gradients = _backward_train(dy, x, weight, axis, saved, wanted)
+        return gradients or _only(_composed_train(dy, x, weight, axis, saved, eps), wanted)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor | None, a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, ...]:
+        dy, x, weight = ctx.saved_tensors
+        axis, saved, eps = ctx.call
+        of, rows = composed.Channels(x, axis), _rows(saved)
+        if torch.is_grad_enabled() or being_watched():
+            x_hat, rstd = composed.normalized(x, rows[0], eps, of)
+        else:
+            x_hat, rstd = composed.normalized_by(x, rows[0], rows[3], of)
+        gradients = composed.second_train((u, a, b), dy, x_hat, rstd, weight, of)
+        return *_only(gradients, ctx.needs_input_grad), None
 
 
 # Function.apply asks for function transforms first, in Python; those never come here.
 _train: Callable[..., Tensor] = super(torch.autograd.Function, _Train).apply
 _fixed: Callable[..., Tensor] = super(torch.autograd.Function, _Fixed).apply
-
-
-def _must_compose(dy: Tensor) -> bool:
-    """True where the gradient itself will be differentiated, or something must see its operations."""
-    return (
-        torch.is_grad_enabled()
-        or not _is_plain(dy)
-        or _is_watched()
-        # is_grads_batched takes torch's older vmap, which shows in the tensor alone
-        or torch._C._functorch.is_batchedtensor(dy)
-        or torch._C._functorch.is_legacy_batchedtensor(dy)
-    )
-
-
-def _only(ctx: Any, gradients: "_Gradients") -> "_Gradients":
-    """The gradients that were asked for; autograd takes none for an input that is None."""
-    dx, dweight, dbias = (g if n else None for g, n in zip(gradients, ctx.needs_input_grad, strict=False))
-    return dx, dweight, dbias
-
-
-def _gradients_for(
-    dy: Tensor, x: Tensor, wanted: tuple[bool, ...]
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """dy as the kernels need it (dense, its axes in memory in x's order), and room for the gradients wanted."""
-    need_dx, need_dweight, need_dbias = wanted[:3]
-    dx = torch.empty_like(x) if need_dx else None
-    dense = torch.empty_like(x) if dx is None else dx
-    if dy.stride() != dense.stride():
-        dy = torch.empty_like(x).copy_(dy)
-    channels = x.shape[1]
-    dweight = torch.empty(channels, dtype=x.dtype) if need_dweight else None
-    dbias = torch.empty(channels, dtype=x.dtype) if need_dbias else None
-    return dy, dx, dweight, dbias
-
-
-# ---- composed gradients: differentiable, and open to whatever follows operations ---------------------------
-
-
-def _composed_train(dy: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, eps: float) -> _Gradients:
-    """dx = weight * rstd * (dy - mean(dy) - x_hat * mean(dy * x_hat)), with x_hat as a function of x."""
-    dims, per_channel = _axes(x)
-    # Any constant may be taken off first; one near the mean keeps the digits of what is left.
-    centred = x - mean.to(x.dtype).view(per_channel)
-    centred = centred - centred.mean(dims, keepdim=True)
-    rstd = (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
-    x_hat = centred * rstd
-    product = dy * x_hat
-    scale = rstd if weight is None else rstd * weight.view(per_channel)
-    dx = scale * (dy - dy.mean(dims, keepdim=True) - x_hat * product.mean(dims, keepdim=True))
-    return dx, product.sum(dims), dy.sum(dims)
-
-
-def _composed_fixed(
-    dy: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, eps: float
-) -> _Gradients:
-    """dx = weight * rstd * dy."""
-    dims, per_channel = _axes(x)
-    rstd = (var.view(per_channel) + eps).rsqrt()
-    scale = rstd if weight is None else rstd * weight.view(per_channel)
-    return scale * dy, (dy * ((x - mean.view(per_channel)) * rstd)).sum(dims), dy.sum(dims)
-
-
-def _axes(x: Tensor) -> tuple[list[int], list[int]]:
-    """All axes but the channels', and the shape that lays (C,) along the channels."""
-    return [d for d in range(x.dim()) if d != 1], [1, -1] + [1] * (x.dim() - 2)
+_train_gradients: Callable[..., Any] = super(torch.autograd.Function, _TrainGradients).apply
