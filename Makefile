@@ -2,7 +2,7 @@
 # make test    set everything up and run the tests and doctests
 # make check   lint, types, slow tests
 # make lab     every experiment at full size into docs/lab; cut off, it goes on where it was
-# make docs    the tables and pages that are made from docs/lab and the benchmark's records
+# make docs    the tables and pages that are made from docs/lab, and those of the torch door
 # Another package index: PIP_INDEX_URL=... make demo (pip reads its own environment variables).
 
 PYTHON ?= python3
@@ -38,6 +38,8 @@ docs: $(READY)
 	$(TABLE) --into README.zh-CN.md --lang zh
 	$(TABLE) --part report --into docs/laboratory.md
 	$(TABLE) --part questions --into docs/questions.md
+	$(RUN)/normwright behaviour --into docs/pytorch.md
+	$(RUN)/normwright latency --into docs/pytorch.md
 
 $(READY): $(INSTALLED_FROM)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "normwright needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)")'

@@ -144,6 +144,45 @@ def bench(
 
 
 @app.command()
+def behaviour(
+    into: Annotated[Path | None, typer.Option(help="Put the table between this file's markers.")] = None,
+) -> None:
+    """Bring situations about in torch's layers and in normwright's, and show side by side what they do."""
+    _need("torch", {"torch": "torch"})
+    from normwright.bench import behaviour as side_by_side
+
+    try:
+        side_by_side.run(into=into)
+    except OSError as error:
+        _stop(f"normwright behaviour: {error.filename}: {error.strerror}", code=1)
+    except ValueError as error:
+        _stop(f"normwright behaviour: into {into}: {error}", code=1)
+    except KeyboardInterrupt:
+        _stop("normwright behaviour: stopped; nothing was written.", code=130)
+
+
+@app.command()
+def latency(
+    into: Annotated[Path | None, typer.Option(help="Put the table between this file's markers.")] = None,
+) -> None:
+    """Measure a tiny layer's step and gradients of gradients, beside torch and composed operations."""
+    _need("torch", {"torch": "torch"})
+    from normwright.bench import latency as small
+    from normwright.bench.timer import WrongValues
+
+    try:
+        small.run(into=into)
+    except WrongValues as refusal:
+        _stop(f"normwright latency: {refusal}", code=1)
+    except OSError as error:
+        _stop(f"normwright latency: {error.filename}: {error.strerror}", code=1)
+    except ValueError as error:
+        _stop(f"normwright latency: into {into}: {error}", code=1)
+    except KeyboardInterrupt:
+        _stop("normwright latency: stopped; nothing was written.", code=130)
+
+
+@app.command()
 def table(
     results: Annotated[Path, typer.Argument(help="Records that `demo`, `lab` or `bench` wrote.")],
     part: Annotated[

@@ -71,13 +71,14 @@ def show(document: Document, console: Console, say: Say) -> None:
         console.print()
         console.print(Text(card.title, style="bold"))
         for table in card.tables:
-            console.print(_table(table))
+            console.print(rich_table(table))
         for verdict in card.verdicts:
             console.print(_verdict(verdict, say))
     console.print()
 
 
-def _table(table: Table) -> RichTable:
+def rich_table(table: Table, *, numbers: bool = True) -> RichTable:
+    """A table; numbers stand to the right."""
     rich = RichTable(
         box=box.SIMPLE_HEAD,
         title=Text(table.title),
@@ -87,7 +88,7 @@ def _table(table: Table) -> RichTable:
         header_style="bold",
     )
     for number, column in enumerate(table.columns):
-        rich.add_column(column, justify="right" if number else "left")
+        rich.add_column(column, justify="right" if numbers and number else "left")
     for row in table.rows:
         rich.add_row(*(Text(cell) for cell in row))
     return rich
