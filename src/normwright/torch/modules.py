@@ -321,7 +321,16 @@ class _LazyLayer(_Layer):
 
 
 class LazyBatchNorm1d(_LazyLayer, nn.LazyBatchNorm1d):
-    """`BatchNorm1d` without num_features: C is that of the first batch."""
+    """`BatchNorm1d` without num_features: C is that of the first batch, with which it becomes a `BatchNorm1d`.
+
+    All other arguments are those of `BatchNorm1d`.
+
+    Example:
+        >>> layer = LazyBatchNorm1d(eps=1e-3)
+        >>> y = layer(torch.randn(4, 3))
+        >>> layer
+        BatchNorm1d(3, eps=0.001, momentum=0.1, affine=True, bias=True, track_running_stats=True)
+    """
 
     _ranks = BatchNorm1d._ranks
     _name = "normwright.torch.LazyBatchNorm1d"
@@ -329,7 +338,7 @@ class LazyBatchNorm1d(_LazyLayer, nn.LazyBatchNorm1d):
 
 
 class LazyBatchNorm2d(_LazyLayer, nn.LazyBatchNorm2d):
-    """`BatchNorm2d` without num_features: C is that of the first batch."""
+    """`BatchNorm2d` without num_features, as `LazyBatchNorm1d`."""
 
     _ranks = BatchNorm2d._ranks
     _name = "normwright.torch.LazyBatchNorm2d"
@@ -337,7 +346,7 @@ class LazyBatchNorm2d(_LazyLayer, nn.LazyBatchNorm2d):
 
 
 class LazyBatchNorm3d(_LazyLayer, nn.LazyBatchNorm3d):
-    """`BatchNorm3d` without num_features: C is that of the first batch."""
+    """`BatchNorm3d` without num_features, as `LazyBatchNorm1d`."""
 
     _ranks = BatchNorm3d._ranks
     _name = "normwright.torch.LazyBatchNorm3d"
