@@ -133,7 +133,7 @@ class _Layer(nn.modules.batchnorm._BatchNorm):
         return normalize(self._name, input, axis, running, weight, bias, True, self.eps)
 
     def _forward_other(self, input: Any) -> Any:
-        """torch's own layers are leaves of a symbolic trace, and so are ours. Nothing else is no tensor."""
+        """torch's own layers are leaves of a symbolic trace, and so are ours. Anything else is an error."""
         if isinstance(input, fx.Proxy):
             path = input.tracer.path_of_module(self)  # type: ignore[attr-defined]
             return input.tracer.create_proxy("call_module", path, (input,), {})
