@@ -63,11 +63,13 @@ def check_axis(call: str, shape: Sequence[int], axis: int, argument: str = "axis
     return axis % len(shape)
 
 
-def check_per_channel(call: str, argument: str, got: Sequence[int], shape: Sequence[int], axis: int) -> None:
+def check_per_channel(
+    call: str, argument: str, got: Sequence[int], shape: Sequence[int], axis: int, remedy: str = ""
+) -> None:
     """Raise ShapeError unless `got` is ``(C,)``, with C the channels of `shape` on `axis`."""
     if tuple(got) != (shape[axis],):
         expected = f"{argument} of shape ({shape[axis]},)"
-        raise ShapeError(message(call, expected, str(tuple(got)), where_channels_are(shape, axis)))
+        raise ShapeError(message(call, expected, str(tuple(got)), where_channels_are(shape, axis), remedy))
 
 
 def check_more_than_one_value(call: str, shape: Sequence[int], axis: int, remedy: str) -> None:

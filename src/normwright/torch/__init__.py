@@ -19,15 +19,8 @@ from normwright.torch.convert import convert, revert
 from normwright.torch.decay import param_groups
 from normwright.torch.freeze import freeze, unfreeze
 from normwright.torch.functional import BatchNormStats, batch_norm, batch_norm_stats
-from normwright.torch.modules import (
-    BatchNorm1d,
-    BatchNorm2d,
-    BatchNorm3d,
-    LazyBatchNorm1d,
-    LazyBatchNorm2d,
-    LazyBatchNorm3d,
-    skipped,
-)
+from normwright.torch.lazy import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
+from normwright.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, skipped
 from normwright.torch.running import SkippedUpdateWarning
 from normwright.torch.scopes import no_stat_update
 

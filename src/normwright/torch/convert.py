@@ -10,7 +10,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
 from normwright.core.checks import DtypeError, ShapeError, message
-from normwright.torch import modules
+from normwright.torch import lazy, modules
 from normwright.torch.modules import _Layer
 from normwright.torch.scopes import ordinary_class
 
@@ -21,14 +21,14 @@ _OURS: dict[_Class, type[_Layer]] = {
     nn.BatchNorm1d: modules.BatchNorm1d,
     nn.BatchNorm2d: modules.BatchNorm2d,
     nn.BatchNorm3d: modules.BatchNorm3d,
-    nn.LazyBatchNorm1d: modules.LazyBatchNorm1d,
-    nn.LazyBatchNorm2d: modules.LazyBatchNorm2d,
-    nn.LazyBatchNorm3d: modules.LazyBatchNorm3d,
+    nn.LazyBatchNorm1d: lazy.LazyBatchNorm1d,
+    nn.LazyBatchNorm2d: lazy.LazyBatchNorm2d,
+    nn.LazyBatchNorm3d: lazy.LazyBatchNorm3d,
 }
 # What a layer of ours has beside torch's state.
 _OPTIONS = (
-    "channel_dim", "on_degenerate", "strict_torch", "statistics_frozen", "affine_frozen",
-    "_on_nonfinite", "_guard", "_half", "_name", "_ranks",
+    "channel_dim", "strict_torch", "statistics_frozen", "affine_frozen", "on_degenerate", "on_nonfinite",
+    "_on_degenerate", "_on_nonfinite", "_guard", "_half", "_name", "_ranks",
 )  # fmt: skip
 _MADE: dict[tuple[Any, Any], Any] = {}
 _TORCHS: dict[_Class, _Class] = {ours: torchs for torchs, ours in _OURS.items()}

@@ -184,5 +184,5 @@ def _in_other_words(call: str, error: RuntimeError) -> RuntimeError:
     return checks.TransformError(
         f"{call}: expected no running statistics to move under a function transform (vmap, grad, jacrev, ...), "
         "got a layer in training that tracks them. Use normwright.torch.batch_norm_stats, which returns the new "
-        "ones; or .eval(), normwright.torch.freeze, or track_running_stats=False."
+        "ones; or .eval(), normwright.torch.freeze, no_stat_update, or track_running_stats=False."
     )

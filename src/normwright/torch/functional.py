@@ -272,7 +272,9 @@ def _check_parameter(call: str, name: str, t: object, x: Tensor, axis: int) -> N
         got = f"{type(t).__module__}.{type(t).__name__}"
         raise checks.DtypeError(checks.message(call, f"{name} to be a torch.Tensor", got))
     if t.numel() != x.shape[axis]:
-        checks.check_per_channel(call, name, t.shape, x.shape, axis)
+        others = [d for d, n in enumerate(x.shape) if n == t.numel() and d != axis]
+        remedy = f"Axis {others[-1]} of x has {t.numel()}: say channel_dim={others[-1]}." if others else ""
+        checks.check_per_channel(call, name, t.shape, x.shape, axis, remedy)
     if t.device != x.device:
         expected, remedy = f"{name} on {x.device}, where x is", "Move one of them."
         raise checks.ShapeError(checks.message(call, expected, f"{t.device}", remedy=remedy))

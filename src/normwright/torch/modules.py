@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from operator import index
-from typing import Any, ClassVar, Literal, Self, SupportsIndex, cast, get_args
+from typing import Any, ClassVar, Literal, Self, SupportsIndex, get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -29,8 +29,8 @@ class _Layer(nn.modules.batchnorm._BatchNorm):
     asks_whether_quiet = True
 
     channel_dim: int = 1
-    on_degenerate: OnDegenerate = "raise"
     strict_torch: bool = False
+    _on_degenerate: OnDegenerate = "raise"
     _on_nonfinite: OnNonfinite = "skip"
     statistics_frozen: bool = False
     affine_frozen: tuple[str, ...] = ()
@@ -60,17 +60,26 @@ class _Layer(nn.modules.batchnorm._BatchNorm):
             raise checks.DtypeError(
                 checks.message(self._name, "channel_dim to be an integer", repr(channel_dim))
             )
-        self._check_choice("on_degenerate", on_degenerate, get_args(OnDegenerate))
-        if on_degenerate == "running" and not self.track_running_stats:
-            expected = "track_running_stats=True with on_degenerate='running'"
-            raise checks.ShapeError(checks.message(self._name, expected, "False"))
-        self.channel_dim, self.on_degenerate = index(channel_dim), on_degenerate
-        self.on_nonfinite = on_nonfinite
+        self.channel_dim = index(channel_dim)
+        self.on_nonfinite, self.on_degenerate = on_nonfinite, on_degenerate
         self.settle("")
 
     def _check_choice(self, option: str, value: object, known: tuple[str, ...]) -> None:
         if value not in known:
             raise checks.ShapeError(checks.message(self._name, f"{option} to be one of {known}", repr(value)))
+
+    @property
+    def on_degenerate(self) -> OnDegenerate:
+        """What a single value per channel does in training; may be set at any time."""
+        return self._on_degenerate
+
+    @on_degenerate.setter
+    def on_degenerate(self, value: OnDegenerate) -> None:
+        self._check_choice("on_degenerate", value, get_args(OnDegenerate))
+        if value == "running" and not self.track_running_stats:
+            expected = "track_running_stats=True with on_degenerate='running'"
+            raise checks.ShapeError(checks.message(self._name, expected, "False"))
+        self._on_degenerate = value
 
     @property
     def on_nonfinite(self) -> OnNonfinite:
@@ -119,7 +128,7 @@ class _Layer(nn.modules.batchnorm._BatchNorm):
         if (mean is not None or var is not None) and (
             not training
             or self.statistics_frozen
-            or (self.on_degenerate != "raise" and input.numel() == input.shape[axis])
+            or (self._on_degenerate == "running" and input.numel() == input.shape[axis])
         ):
             return normalize(self._name, input, axis, Running(mean, var), weight, bias, False, self.eps)
         if training and self.track_running_stats:
@@ -163,7 +172,7 @@ class _Layer(nn.modules.batchnorm._BatchNorm):
     def extra_repr(self) -> str:
         """torch's words, and every option that is not torch's or not the default."""
         words = str(super().extra_repr())  # type: ignore[no-untyped-call]
-        for option in ("channel_dim", "_on_nonfinite", "on_degenerate", "strict_torch"):
+        for option in ("channel_dim", "_on_nonfinite", "_on_degenerate", "strict_torch"):
             if getattr(self, option) != getattr(_Layer, option):
                 words += f", {option.removeprefix('_')}={getattr(self, option)!r}"
         frozen = ["statistics"] * self.statistics_frozen + ["affine"] * bool(self.affine_frozen)
@@ -287,70 +296,6 @@ class BatchNorm3d(_Layer, nn.BatchNorm3d):
 
     _ranks = (5,)
     _name = "normwright.torch.BatchNorm3d"
-
-
-class _LazyLayer(_Layer):
-    """A layer that learns C from its first batch, and is then one of those above."""
-
-    def __init__(
-        self,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        *,
-        bias: bool = True,
-        channel_dim: int = 1,
-        on_nonfinite: OnNonfinite = "skip",
-        on_degenerate: OnDegenerate = "raise",
-    ) -> None:
-        super(_Layer, self).__init__(eps, momentum, affine, track_running_stats, device, dtype, bias=bias)  # type: ignore[arg-type]
-        self._take_options(channel_dim, on_nonfinite, on_degenerate)
-
-    def initialize_parameters(self, input: Tensor) -> None:
-        """Give parameters and buffers the shape (C,) that `input` has."""
-        axis = checks.check_axis(self._name, input.shape, self.channel_dim, "channel_dim")
-        super().initialize_parameters(input.movedim(axis, 1))  # type: ignore[misc]
-        self._hold_float32()
-        if self._guard is not None:
-            become: str = cast(Any, self).cls_to_become._name
-            named = self._guard.layer.replace(self._name, become)
-            self._guard.layer = named.replace("(0)", f"({self.num_features})")
-
-
-class LazyBatchNorm1d(_LazyLayer, nn.LazyBatchNorm1d):
-    """`BatchNorm1d` without num_features: C is that of the first batch, with which it becomes a `BatchNorm1d`.
-
-    All other arguments are those of `BatchNorm1d`.
-
-    Example:
-        >>> layer = LazyBatchNorm1d(eps=1e-3)
-        >>> y = layer(torch.randn(4, 3))
-        >>> layer
-        BatchNorm1d(3, eps=0.001, momentum=0.1, affine=True, bias=True, track_running_stats=True)
-    """
-
-    _ranks = BatchNorm1d._ranks
-    _name = "normwright.torch.LazyBatchNorm1d"
-    cls_to_become = BatchNorm1d
-
-
-class LazyBatchNorm2d(_LazyLayer, nn.LazyBatchNorm2d):
-    """`BatchNorm2d` without num_features, as `LazyBatchNorm1d`."""
-
-    _ranks = BatchNorm2d._ranks
-    _name = "normwright.torch.LazyBatchNorm2d"
-    cls_to_become = BatchNorm2d
-
-
-class LazyBatchNorm3d(_LazyLayer, nn.LazyBatchNorm3d):
-    """`BatchNorm3d` without num_features, as `LazyBatchNorm1d`."""
-
-    _ranks = BatchNorm3d._ranks
-    _name = "normwright.torch.LazyBatchNorm3d"
-    cls_to_become = BatchNorm3d
 
 
 def layers_of(call: str, model: nn.Module) -> dict[str, _Layer]:

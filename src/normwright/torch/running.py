@@ -55,7 +55,7 @@ class Guard:
             self.tell()
 
     def tell(self) -> None:
-        """Warn of what was skipped since the last time; waits for the device."""
+        """Warn of all that was skipped, where that is more than was told; waits for the device."""
         if (
             type(self.skipped) is not Tensor
             or self.skipped.is_meta
@@ -67,8 +67,8 @@ class Guard:
             self.told = skipped
             batches = "1 batch" if skipped == 1 else f"{skipped} batches"
             _warn(
-                f"{self.layer}: left {batches} out of the running statistics, the mean or variance being NaN or "
-                "infinite. Look for its cause in the input; normwright.torch.skipped(model) counts further ones."
+                f"{self.layer}: left {batches} out of the running statistics so far, a mean or variance being NaN "
+                "or infinite. Look for its cause in the input; normwright.torch.skipped(model) counts further ones."
             )
 
 
