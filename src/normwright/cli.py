@@ -200,8 +200,7 @@ def table(
         else:
             from normwright.report import markdown
 
-            text = into.read_text(encoding="utf-8")
-            into.write_text(markdown.put_into(text, name, block), encoding="utf-8")
+            markdown.write_into(into, name, block)
     except OSError as error:
         _stop(f"normwright table: {error.filename}: {error.strerror}", code=1)
     except (ValueError, KeyError) as error:

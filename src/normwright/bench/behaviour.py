@@ -36,8 +36,7 @@ def run(*, into: Path | None = None, console: Console | None = None) -> None:
         markdown.put_into(into.read_text(encoding="utf-8"), MARKERS, "")
     cells = measure(console)
     if into is not None:
-        text = into.read_text(encoding="utf-8")
-        into.write_text(markdown.put_into(text, MARKERS, as_markdown(cells)), encoding="utf-8")
+        markdown.write_into(into, MARKERS, as_markdown(cells))
     shown = _table([each.title for each in SITUATIONS], cells)
     plain = replace(shown, rows=tuple(tuple(map(_plain, row)) for row in shown.rows), note=_plain(shown.note))
     console.print(terminal.rich_table(plain, numbers=False))

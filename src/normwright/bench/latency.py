@@ -59,8 +59,7 @@ def run(*, into: Path | None = None, console: Console | None = None) -> None:
             bars.advance("latency", 1)
     shown = table(lines)
     if into is not None:
-        text = into.read_text(encoding="utf-8")
-        into.write_text(markdown.put_into(text, MARKERS, markdown.table(shown)), encoding="utf-8")
+        markdown.write_into(into, MARKERS, markdown.table(shown))
     console.print(terminal.rich_table(shown))
 
 

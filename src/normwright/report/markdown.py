@@ -1,5 +1,7 @@
 """A report as Markdown: what stands between a file's markers was written by a tool."""
 
+from pathlib import Path
+
 from normwright.report.document import Card, Document, Outcome, Table, outcome_words
 from normwright.report.words import Say
 
@@ -60,6 +62,16 @@ def table(of: Table, *, numbers: bool = True) -> str:
 
 def _again(document: Document, say: Say) -> str:
     return say(f"Measured by `{document.command}`.", f"由 `{document.command}` 测得。")
+
+
+def write_into(path: Path, name: str, block: str) -> None:
+    """Replace what stands between the markers of `name` in a file.
+
+    Raises:
+        OSError: the file cannot be read or written.
+        ValueError: as `put_into`; the file stays as it was.
+    """
+    path.write_text(put_into(path.read_text(encoding="utf-8"), name, block), encoding="utf-8")
 
 
 def put_into(text: str, name: str, block: str) -> str:

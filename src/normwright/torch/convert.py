@@ -3,7 +3,6 @@
 import warnings
 from typing import Any, TypeVar, cast
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -12,6 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from normwright.core.checks import DtypeError, ShapeError, message
 from normwright.torch import lazy, modules
 from normwright.torch.modules import _Layer
+from normwright.torch.running import HALF
 from normwright.torch.scopes import ordinary_class
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -147,7 +147,7 @@ def _give_weights_type(layer: _Layer) -> bool:
     """Cast statistics to the type of a half weight, as torch's layer has them. False where they had it."""
     dtype, cast = layer._half if layer.weight is None else layer.weight.dtype, False
     for t in (layer.running_mean, layer.running_var):
-        if t is not None and dtype in (torch.float16, torch.bfloat16):
+        if t is not None and dtype in HALF:
             cast = cast or t.dtype != dtype
             t.data = t.to(dtype)
     return cast

@@ -11,9 +11,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from normwright.core import checks
 from normwright.torch import kernels
-from normwright.torch.running import Guard, Running
+from normwright.torch.running import HALF, Guard, Running
 
-_HALF = (torch.float16, torch.bfloat16)
 _CANNOT_SEE = ("updated in place", "mutate a captured", "in-place arithmetic", "in-place operation")
 
 
@@ -71,7 +70,7 @@ def _batch_norm(
 ) -> Tensor:  # fmt: skip
     """torch's, with channels on any axis."""
     dtype = x.dtype
-    if dtype in _HALF and _is_transformed():  # vmap's rule refuses float32 numbers beside a half x
+    if dtype in HALF and _is_transformed():  # vmap's rule refuses float32 numbers beside a half x
         x = x.float()
     y = _channels_back(
         F.batch_norm(_channels_second(x, axis), mean, var, weight, bias, by_batch, momentum, eps), x, axis
@@ -111,7 +110,7 @@ def _in_one_type(
     always one. But what is half throughout, running statistics too, is torch's affair.
     """
     numbers = (weight, bias, running.mean, running.var)
-    half = x.dtype in _HALF
+    half = x.dtype in HALF
     if all(t is None or t.dtype == x.dtype for t in numbers) and (
         not half or (running.mean is not None and not _is_transformed())
     ):

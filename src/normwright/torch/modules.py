@@ -11,11 +11,10 @@ from torch.nn.parameter import is_lazy
 from normwright.core import checks
 from normwright.torch.functional import check_input, normalize
 from normwright.torch.recompute import is_recompute
-from normwright.torch.running import Guard, OnNonfinite, Running
+from normwright.torch.running import HALF, Guard, OnNonfinite, Running
 from normwright.torch.scopes import is_quiet
 
 OnDegenerate = Literal["raise", "running"]
-_HALF = (torch.float16, torch.bfloat16)
 
 
 class _Layer(nn.modules.batchnorm._BatchNorm):
@@ -191,7 +190,7 @@ class _Layer(nn.modules.batchnorm._BatchNorm):
             return
         for name in ("running_mean", "running_var"):
             t = self._buffers.get(name)
-            if t is not None and t.dtype in _HALF and not is_lazy(t):
+            if t is not None and t.dtype in HALF and not is_lazy(t):
                 source = (before or {}).get(name)
                 source = t if source is None or source.is_meta else source
                 wide = source.to(t.device, torch.float32)

@@ -21,7 +21,9 @@ def is_recompute() -> bool:
     asked: it is a repetition if checkpointing's function is among them, nearer than any start of a backward pass
     (a forward pass in a user's hook of the backward pass inside a repetition is no repetition).
     """
-    if torch.compiler.is_compiling():  # a compiled program moves its buffers once, whatever it repeats
+    # What is compiled repeats operations, not buffers. Only a compiled layer inside a checkpoint that is not
+    # compiled runs its program twice, and cannot ask: it counts twice, as torch's.
+    if torch.compiler.is_compiling():
         return False
     if _current_node() is None and _top_hooks(True) is None:
         return False

@@ -11,6 +11,7 @@ from torch import Tensor
 from normwright.core import checks
 
 _INSIDE = tuple(str(Path(file).parent) for file in (__file__, torch.__file__))
+HALF = (torch.float16, torch.bfloat16)  # too coarse for statistics
 OnNonfinite = Literal["skip", "raise", "propagate"]
 
 
