@@ -2,6 +2,7 @@
 # make test    set everything up and run the tests and doctests
 # make check   lint, types, slow tests
 # make lab     every experiment at full size into docs/lab; cut off, it goes on where it was
+# make phases  what each phase of the kernels takes, below Python
 # make docs    the tables and pages that are made from docs/lab, and those of the torch door
 # Another package index: PIP_INDEX_URL=... make demo (pip reads its own environment variables).
 
@@ -13,7 +14,7 @@ PIP    := $(RUN)/python -m pip install --quiet --constraint constraints.txt
 # Python files are used from src/ as they are: only these ask for an installation.
 INSTALLED_FROM := pyproject.toml CMakeLists.txt constraints.txt $(wildcard native/*)
 
-.PHONY: demo test check bench lab docs clean
+.PHONY: demo test check bench phases lab docs clean
 demo: $(READY)
 	$(RUN)/normwright demo
 
@@ -29,17 +30,28 @@ check: $(READY)
 bench: $(READY)
 	$(RUN)/normwright bench
 
+# Timings below Python, for work on the kernels: make phases ONLY="32x64x56x56 NCHW"
+phases: $(READY)
+	$(RUN)/cmake --build $(firstword $(wildcard build/cp*)) --target phases
+	$(firstword $(wildcard build/cp*))/phases "$(ONLY)"
+
 lab: $(READY)
 	$(RUN)/normwright lab all --out docs/lab
 
 TABLE := $(RUN)/normwright table docs/lab/results.json
+BENCH := $(RUN)/normwright table $(firstword $(wildcard benchmarks/results/*.json))
 docs: $(READY)
+	$(BENCH) --into README.md
+	$(BENCH) --into README.zh-CN.md --lang zh
+	$(BENCH) --part cells --into docs/performance.md
+	$(BENCH) --figure docs/performance.svg
 	$(TABLE) --into README.md
 	$(TABLE) --into README.zh-CN.md --lang zh
 	$(TABLE) --part report --into docs/laboratory.md
 	$(TABLE) --part questions --into docs/questions.md
 	$(RUN)/normwright behaviour --into docs/pytorch.md
 	$(RUN)/normwright latency --into docs/pytorch.md
+	$(RUN)/python -m normwright.bench.models --page docs/models.md
 
 $(READY): $(INSTALLED_FROM)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "normwright needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)")'

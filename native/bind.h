@@ -24,11 +24,15 @@ inline Saved saved_rows(nb::bytearray rows, int64_t channels) {
 // Calls with a null pointer of the data's type. Without the GIL, but where the work is done before another thread would
 // have woken.
 template <class Call>
-auto in_type(bool is_double, int64_t values, Call call) {
+auto in_type(Dtype dtype, int64_t values, Call call) {
   std::optional<nb::gil_scoped_release> release;
   if (values > (1 << 14)) release.emplace();
-  if (is_double) return call(static_cast<double*>(nullptr));
-  return call(static_cast<float*>(nullptr));
+  switch (dtype) {
+    case Dtype::f64: return call(static_cast<double*>(nullptr));
+    case Dtype::bf16: return call(static_cast<bf16*>(nullptr));
+    case Dtype::f16: return call(static_cast<f16*>(nullptr));
+    default: return call(static_cast<float*>(nullptr));
+  }
 }
 
 }  // namespace normwright

@@ -25,7 +25,8 @@ struct Available {
     sets[count++] = &baseline::isa;
 #ifdef NORMWRIGHT_HAS_avx2
     __builtin_cpu_init();
-    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+                          __builtin_cpu_supports("bmi2");
     if (has_avx2) sets[count++] = &avx2::isa;
     if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
@@ -59,20 +60,31 @@ bool force_isa(const char* name) {
   return false;
 }
 
-// As the kernel tells it (sysconf counts the caches of a whole server where this machine is a slice of one).
+namespace {
+
+// The size of the largest cache up to `level`, as the kernel tells it (sysconf counts the caches of a whole server where
+// this machine is a slice of one); 0 where it does not.
+int64_t cache_bytes(int level) {
+  int64_t largest = 0;
+  for (int index = 0; index < 5; ++index) {
+    const std::string path = "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/";
+    int found = 0;
+    int64_t kilobytes = 0;
+    if (std::ifstream file(path + "level"); !(file >> found) || found > level) continue;
+    if (std::ifstream file(path + "size"); file >> kilobytes) largest = std::max(largest, kilobytes << 10);
+  }
+  return largest;
+}
+
+}  // namespace
+
 int64_t last_level_cache_bytes() {
-  static const int64_t bytes = [] {
-    int64_t largest = 0;
-    for (int index = 0; index < 5; ++index) {
-      const std::string path = "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/size";
-      if (std::ifstream file(path); file) {
-        int64_t kilobytes = 0;
-        if (file >> kilobytes) largest = std::max(largest, kilobytes << 10);
-      }
-    }
-    return largest > 0 ? largest : int64_t(32) << 20;  // not told: a common size
-  }();
-  return bytes;
+  static const int64_t bytes = cache_bytes(9);
+  return bytes > 0 ? bytes : int64_t(32) << 20;  // not told: a common size
+}
+int64_t core_cache_bytes() {
+  static const int64_t bytes = cache_bytes(2);
+  return bytes > 0 ? bytes : int64_t(1) << 20;
 }
 
 }  // namespace normwright

@@ -12,19 +12,25 @@
 namespace normwright::NORMWRIGHT_ISA {
 
 #include "pack.inl"
+#include "half.inl"
+#include "activation.inl"
+#include "after.inl"
 #include "strip.inl"
 #include "moments.inl"
+#include "strip_moments.inl"
 #include "apply.inl"
 #include "grad_sums.inl"
 #include "grad_apply.inl"
 #include "merge.inl"
+#include "gap.inl"
 #include "floor.inl"
 
-template <class T>
-constexpr Kernels<T> table{moments<T>, apply<T>, grad_sums<T>, grad_apply<T>, copy<T>, triad<T>};
+template <class D>
+constexpr Kernels<D> table{moments<D>, apply<D>, grad_sums<D>, grad_apply<D>};
 
 extern const Isa isa;
-const Isa isa{NORMWRIGHT_NAME(NORMWRIGHT_ISA), table<float>, table<double>, merge_moments,
-              merge_sums};
+const Isa isa{NORMWRIGHT_NAME(NORMWRIGHT_ISA), table<float>, table<double>, table<bf16>, table<f16>, copy, triad, quad,
+              merge_moments, merge_sums, statistics, {forward_gap<float>, backward_gap<float>},
+              {forward_gap<double>, backward_gap<double>}};
 
 }  // namespace normwright::NORMWRIGHT_ISA

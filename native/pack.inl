@@ -35,19 +35,8 @@ struct Pack {
     for (int k = 0; k < parts; ++k) r.v[k] = *reinterpret_cast<const Loose*>(p + k * lanes);
     return r;
   }
-  // The first n < size values; the other lanes hold `fill`.
-  static INLINE Pack load_first(const T* p, int64_t n, T fill) {
-    T all[size];
-    for (int k = 0; k < size; ++k) all[k] = k < n ? p[k] : fill;
-    return load(all);
-  }
   INLINE void store(T* p) const {
     for (int k = 0; k < parts; ++k) *reinterpret_cast<Loose*>(p + k * lanes) = v[k];
-  }
-  INLINE void store_first(T* p, int64_t n) const {
-    T all[size];
-    store(all);
-    for (int k = 0; k < n; ++k) p[k] = all[k];
   }
   // Past the caches; p is aligned to 64 bytes.
   INLINE void stream(T* p) const {
@@ -63,12 +52,10 @@ struct Pack {
 #endif
     }
   }
-  template <bool Stream>
-  INLINE void put(T* p) const {
-    if constexpr (Stream) stream(p);
-    else store(p);
-  }
 };
+
+using Floats = Pack<float>::Vec;
+using Doubles = Pack<double>::Vec;
 
 template <class T>
 INLINE Pack<T> operator+(Pack<T> a, Pack<T> b) {
@@ -85,6 +72,133 @@ INLINE Pack<T> operator*(Pack<T> a, Pack<T> b) {
   for (int k = 0; k < Pack<T>::parts; ++k) a.v[k] *= b.v[k];
   return a;
 }
+
+// a + b on the ports that multiply, where the processor has a fused multiply-add: a * 1 + b is rounded once, to the same
+// bits. Sums that keep the adders busy are spread over both.
+template <class T>
+INLINE Pack<T> plus(Pack<T> a, Pack<T> b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) a.v[0] = (typename Pack<T>::Vec)_mm512_fmadd_ps((__m512)a.v[0], _mm512_set1_ps(1), (__m512)b.v[0]);
+  else a.v[0] = (typename Pack<T>::Vec)_mm512_fmadd_pd((__m512d)a.v[0], _mm512_set1_pd(1), (__m512d)b.v[0]);
+  return a;
+#elif defined(__FMA__)
+  for (int k = 0; k < Pack<T>::parts; ++k) {
+    if constexpr (sizeof(T) == 4) a.v[k] = (typename Pack<T>::Vec)_mm256_fmadd_ps((__m256)a.v[k], _mm256_set1_ps(1), (__m256)b.v[k]);
+    else a.v[k] = (typename Pack<T>::Vec)_mm256_fmadd_pd((__m256d)a.v[k], _mm256_set1_pd(1), (__m256d)b.v[k]);
+  }
+  return a;
+#else
+  return a + b;
+#endif
+}
+
+template <class T>
+INLINE Pack<T> operator/(Pack<T> a, Pack<T> b) {
+  for (int k = 0; k < Pack<T>::parts; ++k) a.v[k] /= b.v[k];
+  return a;
+}
+
+// Which lanes.
+#if defined(__AVX512F__)
+template <class T>
+struct Mask {
+  Word<T> word;
+};
+INLINE Mask<float> operator<=(Pack<float> a, Pack<float> b) {
+  return {_mm512_cmp_ps_mask((__m512)a.v[0], (__m512)b.v[0], _CMP_LE_OQ)};
+}
+INLINE Mask<double> operator<=(Pack<double> a, Pack<double> b) {
+  return {_mm512_cmp_pd_mask((__m512d)a.v[0], (__m512d)b.v[0], _CMP_LE_OQ)};
+}
+INLINE Mask<float> operator<(Pack<float> a, Pack<float> b) {
+  return {_mm512_cmp_ps_mask((__m512)a.v[0], (__m512)b.v[0], _CMP_LT_OQ)};
+}
+INLINE Mask<double> operator<(Pack<double> a, Pack<double> b) {
+  return {_mm512_cmp_pd_mask((__m512d)a.v[0], (__m512d)b.v[0], _CMP_LT_OQ)};
+}
+template <class T>
+INLINE Mask<T> neither(Mask<T> a, Mask<T> b) {
+  return {Word<T>(~(a.word | b.word))};
+}
+INLINE Pack<float> select(Mask<float> mask, Pack<float> a, Pack<float> b) {
+  a.v[0] = (Floats)_mm512_mask_blend_ps(mask.word, (__m512)b.v[0], (__m512)a.v[0]);
+  return a;
+}
+INLINE Pack<double> select(Mask<double> mask, Pack<double> a, Pack<double> b) {
+  a.v[0] = (Doubles)_mm512_mask_blend_pd(mask.word, (__m512d)b.v[0], (__m512d)a.v[0]);
+  return a;
+}
+// A mask as a word, lane 0 in the last bit, and back.
+template <class T>
+INLINE Word<T> word_of(Mask<T> mask) {
+  return mask.word;
+}
+template <class T>
+INLINE Mask<T> mask_of(Word<T> word) {
+  return {word};
+}
+#else
+// All bits of a lane set, or none.
+template <class T>
+struct Mask {
+  typedef decltype(typename Pack<T>::Vec{} < typename Pack<T>::Vec{}) Vec;
+  Vec v[Pack<T>::parts];
+};
+
+template <class T>
+INLINE Mask<T> operator<=(Pack<T> a, Pack<T> b) {
+  Mask<T> r;
+  for (int k = 0; k < Pack<T>::parts; ++k) r.v[k] = a.v[k] <= b.v[k];
+  return r;
+}
+template <class T>
+INLINE Mask<T> operator<(Pack<T> a, Pack<T> b) {
+  Mask<T> r;
+  for (int k = 0; k < Pack<T>::parts; ++k) r.v[k] = a.v[k] < b.v[k];
+  return r;
+}
+template <class T>
+INLINE Mask<T> neither(Mask<T> a, Mask<T> b) {
+  for (int k = 0; k < Pack<T>::parts; ++k) a.v[k] = ~(a.v[k] | b.v[k]);
+  return a;
+}
+template <class T>
+INLINE Pack<T> select(Mask<T> mask, Pack<T> a, Pack<T> b) {
+  for (int k = 0; k < Pack<T>::parts; ++k) a.v[k] = mask.v[k] ? a.v[k] : b.v[k];
+  return a;
+}
+
+template <class T>
+INLINE Word<T> word_of(Mask<T> mask) {
+  unsigned word = 0;
+  for (int k = 0; k < Pack<T>::parts; ++k) {
+    unsigned part = 0;
+#if defined(__AVX2__)
+    if constexpr (sizeof(T) == 4) part = _mm256_movemask_ps((__m256)mask.v[k]);
+    else part = _mm256_movemask_pd((__m256d)mask.v[k]);
+#elif defined(__SSE2__)
+    if constexpr (sizeof(T) == 4) part = _mm_movemask_ps((__m128)mask.v[k]);
+    else part = _mm_movemask_pd((__m128d)mask.v[k]);
+#else
+    for (int j = 0; j < Pack<T>::lanes; ++j) part |= unsigned(mask.v[k][j] & 1) << j;
+#endif
+    word |= part << (k * Pack<T>::lanes);
+  }
+  return Word<T>(word);
+}
+template <class T>
+INLINE Mask<T> mask_of(Word<T> word) {
+  using V = typename Mask<T>::Vec;
+  Mask<T> r;
+  for (int k = 0; k < Pack<T>::parts; ++k) {
+    V bit;
+    for (int j = 0; j < Pack<T>::lanes; ++j) bit[j] = 1 << (k * Pack<T>::lanes + j);
+    r.v[k] = (bit & (V{} + word)) != V{};
+  }
+  return r;
+}
+
+#endif
 
 // Asks for a cache line that is wanted soon. Any address will do; one that is not there costs nothing.
 template <class T>
@@ -134,15 +248,6 @@ INLINE Pack<double>::Vec to_doubles(const float* p) {
 #endif
 }
 
-INLINE Wide<double> load_wide(const double* p) { return {{Pack<double>::load(p)}}; }
-INLINE Wide<float> load_wide(const float* p) {
-  constexpr int lanes = Pack<double>::lanes;
-  Wide<float> r;
-  for (int k = 0; k < 2; ++k)
-    for (int j = 0; j < Pack<double>::parts; ++j) r.p[k].v[j] = to_doubles(p + k * 8 + j * lanes);
-  return r;
-}
-
 INLINE Wide<double> widen(Pack<double> x) { return {{x}}; }
 INLINE Wide<float> widen(Pack<float> x) {
 #if defined(__AVX512F__)
@@ -162,13 +267,16 @@ INLINE Wide<float> widen(Pack<float> x) {
 #else
   float all[16];
   x.store(all);
-  return load_wide(all);
+  Wide<float> r;
+  for (int k = 0; k < 2; ++k)
+    for (int j = 0; j < Pack<double>::parts; ++j) r.p[k].v[j] = to_doubles(all + k * 8 + j * Pack<double>::lanes);
+  return r;
 #endif
 }
 
 template <class T>
 INLINE void accumulate(Wide<T>& sum, Wide<T> x) {
-  for (int k = 0; k < Wide<T>::parts; ++k) sum.p[k] = sum.p[k] + x.p[k];
+  for (int k = 0; k < Wide<T>::parts; ++k) sum.p[k] = plus(x.p[k], sum.p[k]);
 }
 
 // (sum, tail) <- (sum, tail) + x without rounding error (Knuth's two-sum).
@@ -196,10 +304,10 @@ struct ExactSum<float> {
   INLINE void load(const double* value, const double*) { sum = Wide<float>::load(value); }
   INLINE void store(double* value, double*) const { sum.store(value); }
   INLINE void total(double& value, double& tail) const {
-    double lanes[16];
-    sum.store(lanes);
-    value = tail = 0;
-    for (double lane : lanes) two_sum(value, tail, lane);
+    double lanes[8];
+    (sum.p[0] + sum.p[1]).store(lanes);
+    value = ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+    tail = 0;
   }
 };
 template <>
@@ -243,39 +351,23 @@ INLINE void add_to(double* sums, double* tails, Wide<T> x) {
   sum.store(sums, tails);
 }
 
+// Packs that come one by one, added up to eight in T and then to a sum. What is left is added by `flush`.
+template <class T>
+struct Eights {
+  Pack<T> sum = Pack<T>::zero();
+  int count = 0;
+  INLINE void add(Pack<T> x, ExactSum<T>& whole) {
+    sum = sum + x;
+    if (++count == 8) flush(whole);
+  }
+  INLINE void flush(ExactSum<T>& whole) {
+    if (count == 0) return;
+    whole.add(widen(sum));
+    *this = Eights{};
+  }
+};
+
 template <class T>
 INLINE Pack<T> tree(const Pack<T> (&t)[8]) {
   return ((t[0] + t[1]) + (t[2] + t[3])) + ((t[4] + t[5]) + (t[6] + t[7]));
-}
-
-// ---- the end of a run whose length is not a multiple of the pack ---------------------------------------------------
-
-// For elementwise work the last pack overlaps the one before it and computes some values twice; for sums, lanes that
-// were counted already must hold a value that adds nothing.
-template <class T>
-struct Lanes;
-template <>
-struct Lanes<float> {
-  static constexpr int32_t uncounted[32] = {0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,
-                                            -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
-  typedef int32_t Mask __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
-};
-template <>
-struct Lanes<double> {
-  static constexpr int64_t uncounted[16] = {0, 0, 0, 0, 0, 0, 0, 0, -1, -1, -1, -1, -1, -1, -1, -1};
-  typedef int64_t Mask __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
-};
-
-template <class T>
-INLINE Pack<T> load_uncounted(const T* run, int64_t length, T fill) {
-  using P = Pack<T>;
-  const int64_t rest = length % P::size;
-  if (length < P::size) return P::load_first(run, length, fill);
-  const P last = P::load(run + length - P::size), other = P::of(fill);
-  P r;
-  for (int k = 0; k < P::parts; ++k) {
-    const auto mask = *reinterpret_cast<const typename Lanes<T>::Mask*>(Lanes<T>::uncounted + rest + k * P::lanes);
-    r.v[k] = mask ? last.v[k] : other.v[k];
-  }
-  return r;
 }

@@ -1,6 +1,8 @@
 // The schedules: kernels put together over threads, with the per-channel arithmetic in the gaps.
 #pragma once
 
+#include <algorithm>
+
 #include "kernels.h"
 
 namespace normwright {
@@ -14,6 +16,11 @@ struct Reals {
     if (!data) return otherwise;
     return is_double ? static_cast<const double*>(data)[c] : double(static_cast<const float*>(data)[c]);
   }
+  void read(int64_t c0, int64_t c1, double* to) const {
+    if (!data) std::fill(to + c0, to + c1, otherwise);
+    else if (is_double) std::copy(static_cast<const double*>(data) + c0, static_cast<const double*>(data) + c1, to + c0);
+    else std::copy(static_cast<const float*>(data) + c0, static_cast<const float*>(data) + c1, to + c0);
+  }
 };
 struct MutableReals {
   void* data;  // may be null: then nothing is written
@@ -23,11 +30,25 @@ struct MutableReals {
     if (is_double) static_cast<double*>(data)[c] = value;
     else static_cast<float*>(data)[c] = float(value);
   }
+  void write(int64_t c0, int64_t c1, const double* from) const {
+    if (!data) return;
+    if (is_double) std::copy(from + c0, from + c1, static_cast<double*>(data) + c0);
+    else std::transform(from + c0, from + c1, static_cast<float*>(data) + c0, [](double value) { return float(value); });
+  }
 };
 
-// What forward leaves for backward: four rows of C doubles. mean + mean_tail is the mean to more digits than one double.
-struct Saved {
-  double *mean, *mean_tail, *m2, *rstd;
+// gamma and beta; none is 1 and 0.
+struct Affine {
+  Reals gamma, beta;
+};
+
+// What forward leaves for backward: four rows of C doubles.
+using Saved = Statistics;
+
+// Statistics that do not depend on x.
+struct Fixed {
+  Reals mean, var;
+  double eps;
 };
 
 // running <- (1 - rate) * running + rate * batch, var unbiased. Null pointers: nothing is remembered.
@@ -39,20 +60,31 @@ struct Running {
   bool guarded;      // a batch whose statistics are not finite is left out, all of it
 };
 
-template <class T>
-void moments_only(const T* x, Layout, Saved);  // rstd is not written
-// False: the running statistics are guarded, and the batch was left out.
-template <class T>
-bool forward_train(const T* x, Layout, T* y, Reals gamma, Reals beta, double eps, Saved, Running);
-template <class T>
-void backward_train(const T* x, Layout, const T* dy, T* dx, Reals gamma, Saved, MutableReals dgamma, MutableReals dbeta);
-template <class T>
-void forward_fixed(const T* x, Layout, T* y, Reals gamma, Reals beta, Reals mean, Reals var, double eps);
-template <class T>
-void backward_fixed(const T* x, Layout, const T* dy, T* dx, Reals gamma, Reals mean, Reals var, double eps,
-                    MutableReals dgamma, MutableReals dbeta);
+// Where gradients go; null where one is not wanted. dresidual goes with After.
+template <class D>
+struct Gradients {
+  D* dx;
+  MutableReals dgamma, dbeta;
+};
 
-// The floor, b = a and c = a + b (b null: copy), with the threads that the kernels use.
-void memory_floor(const float* a, const float* b, float* c, int64_t n, bool stream);
+template <class D>
+void moments_only(const D* x, Layout, Saved);  // rstd is not written
+// False: the running statistics are guarded, and the batch was left out.
+template <class D>
+bool forward_train(const D* x, Layout, D* y, Affine, double eps, Saved, Running, After<D>);
+template <class D>
+void backward_train(const D* x, Layout, const D* dy, Affine, Saved, Gradients<D>, After<D>);
+// y may be x, or the residual.
+template <class D>
+void forward_fixed(const D* x, Layout, D* y, Affine, Fixed, After<D>);
+template <class D>
+void backward_fixed(const D* x, Layout, const D* dy, Affine, Fixed, Gradients<D>, After<D>);
+
+// Room for one bit per value, as the kernels lay them.
+template <class D>
+int64_t bits_bytes(Layout);
+
+// The floor: c = a (b null), c = a + b (d null), or c = a + b and d = a - b, with the threads that the kernels use.
+void memory_floor(const float* a, const float* b, float* c, float* d, int64_t n, bool stream);
 
 }  // namespace normwright

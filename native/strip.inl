@@ -13,23 +13,41 @@ struct Strip {
     return c + size <= width ? c : width - size;
   }
   // Is the strip narrow, fewer columns than a pack? Known to the compiler, because to ask at every load is slow.
-  template <bool is_narrow>
-  INLINE Pack<T> load(const T* row, int64_t pack) const {
-    if constexpr (is_narrow) return Pack<T>::load_first(row, width, T(0));
-    else return Pack<T>::load(row + column(pack));
+  template <bool is_narrow, class D>
+  INLINE Pack<T> load(const D* row, int64_t pack) const {
+    if constexpr (is_narrow) return load_first(row, width, T(0));
+    else return ::normwright::NORMWRIGHT_ISA::load(row + column(pack));
   }
-  template <bool is_narrow>
-  INLINE Wide<T> load_wide(const T* row, int64_t pack) const {
-    if constexpr (is_narrow) return widen(Pack<T>::load_first(row, width, T(0)));
+  template <bool is_narrow, class D>
+  INLINE Wide<T> load_wide(const D* row, int64_t pack) const {
+    if constexpr (is_narrow) return widen(load_first(row, width, T(0)));
     else return ::normwright::NORMWRIGHT_ISA::load_wide(row + column(pack));
+  }
+  // Wide rows are read in pieces, eight rows of one, then eight of the next: no prefetcher of the machine foresees that.
+  // With each piece a part of the next eight rows is asked for, in the order in which they lie in memory.
+  template <int packs, class D>
+  INLINE void foresee(const D* rows, int64_t stride, int64_t pack) const {
+    constexpr int64_t line = 64 / sizeof(D);
+    if (width <= 4 * size) return;
+    if (stride == width) {
+      for (int64_t k = 0; k < 8 * packs * size; k += line) prefetch(rows + 8 * stride + 8 * pack * size + k);
+    } else {
+      for (int row = 8; row < 16; ++row)
+        for (int64_t k = 0; k < packs * size; k += line) prefetch(rows + row * stride + pack * size + k);
+    }
   }
   // Rows whose per-channel numbers stay in registers while they are written. Where a strip is too wide for that, memory
   // prefers whole rows.
   int64_t rows_together() const { return packs() <= 4 ? 8 : 1; }
-  template <bool is_narrow, bool Stream>
-  INLINE void put(Pack<T> value, T* row, int64_t pack) const {
-    if constexpr (is_narrow) value.store_first(row, width);
-    else value.template put<Stream>(row + column(pack));
+  template <bool is_narrow, bool Stream, class D>
+  INLINE void put(Pack<T> value, D* row, int64_t pack) const {
+    if constexpr (is_narrow) store_first(value, row, width);
+    else ::normwright::NORMWRIGHT_ISA::put<Stream>(value, row + column(pack));
+  }
+  template <bool is_narrow, bool Stream, int packs, class D>
+  INLINE void put_all(const Pack<T> (&values)[packs], D* row, int64_t pack) const {
+    if constexpr (packs > 1) ::normwright::NORMWRIGHT_ISA::put_all<Stream>(values, row + pack * size);
+    else put<is_narrow, Stream>(values[0], row, pack);
   }
   // From accumulators, indexed by pack, to an array indexed by column.
   INLINE void spread(const double* accumulated, double* out) const {
@@ -40,12 +58,11 @@ struct Strip {
 
 constexpr int64_t kLanes = kStrip + 16;
 
-// Calls work<packs, narrow>(first pack) over all packs of a strip.
+// Calls work<packs, narrow>(first pack) over all packs of a strip: four whole ones at a time, then one by one.
 template <class T, class Work>
 INLINE void each_packs(Strip<T> strip, Work work) {
   if (strip.narrow()) return work.template operator()<1, true>(0);
   int64_t p = 0;
-  if (strip.packs() <= 4)
-    for (; p + 4 <= strip.packs(); p += 4) work.template operator()<4, false>(p);
+  for (; (p + 4) * Strip<T>::size <= strip.width; p += 4) work.template operator()<4, false>(p);
   for (; p < strip.packs(); ++p) work.template operator()<1, false>(p);
 }

@@ -12,6 +12,8 @@ constexpr int64_t kWorthAThread = 1 << 14;
 
 // A forked child has its parent's OpenMP but not its threads, and would wait for them for ever.
 bool is_forked_child();
+// For a child that knows better: its parent had not used a thread yet.
+void trust_fork();
 
 inline int threads_for(const Plan& plan) {
   if (is_forked_child()) return 1;
@@ -39,18 +41,19 @@ void on_threads(int threads, Body body) {
 //   gap(c0, c1)       the sums of channels [c0, c1) are complete: merge them, compute what apply needs
 //   apply(tile)
 //
-// Where a group of channels fits into the cache of its core, one thread takes it through all four, so that `apply` reads
-// what `reduce` left there. Otherwise all threads reduce all tiles, then apply them, each thread its own tiles in reverse,
-// beginning with what is still in cache.
+// `apply` is to find in cache what `reduce` read, `bytes_per_value` of it. Where a group of channels fits into the cache of
+// one core (or has fewer tiles than there are threads), each thread takes groups of its own through all four. Where it does
+// not, all threads share the groups, one
+// after the other, each applying its own tiles in reverse, beginning with what it read last. Where there is one group only,
+// as with channels last, that is all tiles reduced, then all applied.
 template <class Before, class Reduce, class Gap, class Apply>
 void reduce_gap_apply(const Plan& plan, int64_t bytes_per_value, Before before, Reduce reduce, Gap gap, Apply apply) {
-  constexpr int64_t kGroupBytes = 4 << 20;
   const int threads = threads_for(plan);
+  const int64_t chunks = plan.chunks();
   const int64_t group_bytes = plan.group * plan.at.count() * bytes_per_value;
   const bool balanced = plan.groups % threads == 0 || plan.groups >= 8 * threads;
-  const int64_t chunks = plan.chunks();
 
-  if (plan.repeat == 1 && (threads == 1 || balanced) && group_bytes <= kGroupBytes) {
+  if (plan.repeat == 1 && (threads == 1 || (balanced && (group_bytes <= core_cache_bytes() || chunks < threads)))) {
     on_threads(threads, [&](int me, int all) {
       const Range mine = share(plan.groups, me, all);
       for (int64_t g = mine.first; g < mine.last; ++g) {
@@ -63,23 +66,46 @@ void reduce_gap_apply(const Plan& plan, int64_t bytes_per_value, Before before, 
     });
     return;
   }
+  // Small groups are shared several at a time: to wait for one another takes microseconds.
+  const int64_t together = plan.repeat > 1 ? plan.groups
+                                           : std::clamp<int64_t>(threads * core_cache_bytes() / 2 / group_bytes, 1, plan.groups);
   on_threads(threads, [&](int me, int all) {
-    const Range tiles = share(plan.tiles(), me, all);
-    // Folded channels are few, and merged together: one thread's work.
-    const Range channels = plan.repeat == 1 ? share(plan.channels(), me, all) : Range{0, me == 0 ? plan.channels() : 0};
-    before(channels.first, channels.last);
+    const auto wait_for_all = [all] {
+      if (all == 1) return;  // perhaps inside a team of somebody else's
 #pragma omp barrier
-    for (int64_t t = tiles.first; t < tiles.last; ++t) reduce(plan.tile(t / plan.groups, t % plan.groups), t / plan.groups);
-#pragma omp barrier
-    gap(channels.first, channels.last);
-#pragma omp barrier
-    for (int64_t t = tiles.last - 1; t >= tiles.first; --t) apply(plan.tile(t / plan.groups, t % plan.groups));
+    };
+    for (int64_t g = 0; g < plan.groups; g += together) {
+      const int64_t some = std::min(together, plan.groups - g);
+      const Range tiles = share(some * chunks, me, all);
+      // Folded channels are few, and merged together: one thread's work.
+      const int64_t c0 = plan.tile(0, g).c0, c1 = plan.tile(0, g + some - 1).c1;
+      Range channels = share(c1 - c0, me, all);
+      channels = plan.repeat == 1 ? Range{c0 + channels.first, c0 + channels.last} : Range{0, me == 0 ? plan.channels() : 0};
+      before(channels.first, channels.last);
+      wait_for_all();
+      for (int64_t t = tiles.first; t < tiles.last; ++t) reduce(plan.tile(t / some, g + t % some), t / some);
+      wait_for_all();
+      gap(channels.first, channels.last);
+      wait_for_all();
+      for (int64_t t = tiles.last - 1; t >= tiles.first; --t) apply(plan.tile(t / some, g + t % some));
+    }
   });
 }
 
+// Where nothing is reduced, the order of memory is the best. Runs that the plan cuts are left as it cuts them.
 template <class Each>
 void each_tile(const Plan& plan, Each each) {
   on_threads(threads_for(plan), [&](int me, int all) {
+    const int64_t channels = plan.at.channels;
+    if (plan.at.inner > 1 && plan.inner_chunks == 1) {
+      const Range runs = share(plan.at.outer * channels, me, all);
+      for (int64_t r = runs.first, c1; r < runs.last; r += c1 - r % channels) {
+        const int64_t o = r / channels, c0 = r % channels;
+        c1 = std::min(channels, c0 + runs.last - r);
+        each(Tile{c0, c1, o, o + 1, 0, plan.at.inner});
+      }
+      return;
+    }
     const Range tiles = share(plan.tiles(), me, all);
     for (int64_t t = tiles.first; t < tiles.last; ++t) each(plan.tile(t / plan.groups, t % plan.groups));
   });

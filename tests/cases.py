@@ -3,6 +3,7 @@
     for case in CASES:
         x, dy = case.make(np.float32), case.make_dy(np.float32)
         gamma, beta = case.parameters(np.float32)
+        activation, residual = case.after(np.float32)
 
 Everything is drawn from a generator seeded by the case's name: the same values in every run.
 """
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from zlib import crc32
 
 import numpy as np
+
+from normwright.core.activation import NAMES, Activation
 
 Draw = Callable[[np.random.Generator, type], np.ndarray]
 
@@ -38,7 +41,8 @@ class Case:
 
     def make(self, dtype: type) -> np.ndarray:
         """The input, in `dtype` and in the memory layout that is the point of the case."""
-        x = self.draw(self._rng("x"), dtype)
+        with np.errstate(over="ignore"):  # a half type that does not hold the case: `fits` tells
+            x = self.draw(self._rng("x"), dtype)
         assert x.dtype == dtype, self.name
         return x
 
@@ -58,6 +62,24 @@ class Case:
             gamma[2], beta[1] = 0, 0
         return gamma.astype(dtype), beta.astype(dtype)
 
+    def after(self, dtype: type) -> tuple[Activation | None, np.ndarray | None]:
+        """What comes after normalization: one of AFTER, another one in every case; half have a residual.
+
+        The residual is noise, in x's order of axes in memory or in C order.
+        """
+        which = crc32(f"{self.name}/after".encode()) % (2 * len(AFTER))
+        return AFTER[which // 2], self.residual(dtype) if which % 2 else None
+
+    def residual(self, dtype: type) -> np.ndarray:
+        """Noise of x's shape, in x's order of axes in memory, or by the case's name in C order."""
+        residual = like(self.make(dtype))
+        residual[...] = self._rng("residual").standard_normal(residual.shape)
+        return np.ascontiguousarray(residual) if crc32(self.name.encode()) % 2 else residual
+
+    def fits(self, dtype: type) -> bool:
+        """Whether `dtype` holds the values: float16 ends at 65504."""
+        return bool(np.isfinite(self.make(dtype)).all()) == self.finite
+
     @property
     def shape(self) -> tuple[int, ...]:
         return self.make(np.float32).shape
@@ -70,6 +92,19 @@ class Case:
 
     def _rng(self, what: str) -> np.random.Generator:
         return np.random.default_rng(crc32(f"{self.name}/{what}".encode()))
+
+
+AFTER: list[Activation | None] = [
+    None,
+    *(
+        NAMES[name]
+        for name in ("relu", "leaky_relu", "hardtanh", "relu6", "hardswish", "silu", "gelu", "gelu_tanh")
+    ),
+    *(NAMES[name] for name in ("sigmoid", "tanh", "elu")),
+    Activation("leaky_relu", 0.3),  # another slope than the usual one
+    Activation("hardtanh", -0.3, 1.1),  # bounds that binary fractions do not reach
+    Activation("elu", 1.7),  # a derivative that jumps
+]
 
 
 def like(x: np.ndarray) -> np.ndarray:
@@ -183,6 +218,8 @@ _VALUES = [
     Case("offset-1e6", "mean 1e6 deviations", 1, normal(8, 5, 9, 9, mean=1e6)),
     Case("offset-1e3-last", "the same by rows", 3, normal(8, 9, 9, 5, mean=1e3)),
     Case("offset-1e6-last", "the same by rows", 3, normal(8, 9, 9, 5, mean=-1e6)),
+    Case("offset-1e3-ncl", "the same in runs shorter than a vector", 1, normal(8, 5, 7, mean=1e3)),
+    Case("offset-1e6-ncl", "the same in runs shorter than a vector", 1, normal(12, 5, 3, 3, mean=1e6)),
     Case("offset-1e6-n-c", "the same for a dense layer", 1, normal(300, 5, mean=1e6)),
     Case("constant", "variance 0 at a mean that has no exact sum", 1, then(normal(6, 3, 5, 5), constant)),
     Case("constant-last", "the same by rows", 1, then(normal(500, 3), constant)),
@@ -223,11 +260,19 @@ _SIZES = [
     Case("n-1", "one sample", 1, normal(1, 5, 6, 6)),
     Case("two-values", "the smallest batch that has a variance", 1, normal(2, 5)),
     Case("one-value", "a single sample at prediction; variance 0", 1, normal(1, 5)),
-    Case("block", "exactly one block of 2048 rows", 1, normal(2048, 3)),
-    Case("block+1", "one row more than a block", 1, normal(2049, 3)),
-    Case("blocks+1", "one row more than two blocks", 1, normal(4097, 17)),
-    Case("inner-block+1", "one value more than a block along a channel", 1, normal(1, 2, 2049)),
-    Case("inner-blocks", "several blocks along a channel, and some", 1, normal(2, 3, 71, 73)),
+    Case("block", "rows of 3 are folded to 48: one block of those", 1, normal(21824, 3)),
+    Case("block+1", "and a row that is not folded", 1, normal(21825, 3)),
+    Case("blocks+1", "one row more than a block of 1024", 1, normal(1025, 64)),
+    # a block along a channel is 8192 values computed in float32, 4096 in float64
+    Case("inner-block+1", "one value more than a block along a channel", 1, normal(1, 2, 8193)),
+    Case("inner-block+8", "less than a pack more than a block", 1, normal(2, 3, 82, 100)),
+    Case("inner-block+15", "one value less than a pack", 1, normal(1, 2, 8207)),
+    Case("inner-block+1-double", "the same for float64", 1, normal(1, 2, 4097)),
+    Case("inner-block+7-double", "the same for float64", 1, normal(1, 2, 4103)),
+    Case("inner-blocks", "several blocks along a channel, and some", 1, normal(2, 3, 131, 133)),
+    Case("strip+1", "one column more than a strip of 2048", 1, normal(20, 2049)),
+    Case("strips", "three strips, the last one shorter", 1, normal(9, 4100)),
+    Case("wide-2x2", "small maps as columns: more than a strip", 1, normal(5, 700, 2, 2)),
     Case("outer-blocks", "many short slices of a channel", 1, normal(700, 3, 3, 3)),
     *(Case(f"c-{c}", "a count of channels at the edge of a vector or block", 1, normal(33, c))
       for c in (1, 2, 3, 8, 15, 16, 17, 31, 32, 63, 64, 65, 127, 128, 129, 600)),

@@ -10,15 +10,26 @@ import sys
 from contextlib import contextmanager
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import close
+from cases import CASES
 from normwright.kernels import best, reference
 
 EPS = 1e-5
-F32, F64 = np.float32, np.float64
+F32, F64, F16, BF16 = np.float32, np.float64, np.float16, ml_dtypes.bfloat16
 DTYPES = pytest.mark.parametrize("dtype", [F32, F64])
+HALVES = pytest.mark.parametrize("dtype", [F16, BF16])
+ALL_DTYPES = pytest.mark.parametrize("dtype", [F32, F64, F16, BF16])
+
+
+def cases_in(*dtypes: type) -> Any:
+    """Every case in every one of these types that holds its values."""
+    fitting = [(case, dtype) for case in CASES for dtype in dtypes if case.fits(dtype)]
+    names = [f"{case.name}-{dtype.__name__}" for case, dtype in fitting]
+    return pytest.mark.parametrize(("case", "dtype"), fitting, ids=names)
 
 
 @contextmanager
@@ -46,34 +57,74 @@ def threads(n: int):
 
 
 def inputs(case: Any, dtype: type) -> tuple[Any, ...]:
-    """x, dy, gamma, beta and the axis of a case."""
-    return case.make(dtype), case.make_dy(dtype), *case.parameters(dtype), case.axis
+    """x, dy, gamma, beta and the axis of a case; the parameters of half types are float32."""
+    parameters = case.parameters(F64 if dtype is F64 else F32)
+    return case.make(dtype), case.make_dy(dtype), *parameters, case.axis
 
 
 def fixed_statistics(x: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """A mean and a variance near the batch's own, and not the same; NaN and infinities do not count."""
-    batch = reference.moments(np.where(np.isfinite(x), x, 0), axis)
+    batch = reference.moments(np.where(np.isfinite(x), x, np.zeros((), x.dtype)), axis)
     var = batch.m2 / max(batch.count, 1)
     return batch.mean + 0.25 * np.sqrt(var), 1.5 * var + 0.01
 
 
 def everything(
-    x: np.ndarray, dy: np.ndarray, gamma: Any, beta: Any, axis: int, fixed: Any = None, kernels: Any = best
+    x: np.ndarray,
+    dy: np.ndarray,
+    gamma: Any,
+    beta: Any,
+    axis: int,
+    fixed: Any = None,
+    kernels: Any = best,
+    after: tuple[Any, Any] = (None, None),
 ) -> dict[str, np.ndarray]:
-    """All that the five functions of `kernels` return, by name; `fixed`: the mean and var of two of them."""
+    """All that the five functions of `kernels` return, by name.
+
+    Args:
+        fixed: the mean and var of two of them.
+        after: the activation and the residual.
+    """
     mean, var = fixed or fixed_statistics(x, axis)
     batch = kernels.moments(x, axis)
-    y, saved = kernels.forward_train(x, gamma, beta, EPS, axis)
+    y, saved = kernels.forward_train(x, gamma, beta, EPS, axis, *after)
     out = {"moments.mean": batch.mean, "moments.m2": batch.m2, "y": y}
     out |= {f"saved.{name}": getattr(saved, name) for name in ("mean", "mean_tail", "m2", "rstd")}
-    out["fixed.y"] = kernels.forward_fixed(x, gamma, beta, mean, var, EPS, axis)
+    out["fixed.y"] = kernels.forward_fixed(x, gamma, beta, mean, var, EPS, axis, *after)
     for when, gradients in {
-        "train": kernels.backward_train(dy, x, gamma, saved, axis),
-        "fixed": kernels.backward_fixed(dy, x, gamma, mean, var, EPS, axis),
+        "train": kernels.backward_train(dy, x, gamma, beta, saved, axis, *after),
+        "fixed": kernels.backward_fixed(dy, x, gamma, beta, mean, var, EPS, axis, *after),
     }.items():
-        names = (f"{when}.{name}" for name in ("dx", "dgamma", "dbeta"))
-        out |= dict(zip(names, gradients, strict=True))
+        assert (gradients.dresidual is None) == (after[1] is None)
+        out |= {f"{when}.{name}": t for name, t in gradients._asdict().items() if t is not None}
     return out
+
+
+@close.INFINITIES
+def all_right(
+    kernels: Any,
+    x: np.ndarray,
+    dy: np.ndarray,
+    gamma: Any,
+    beta: Any,
+    axis: int,
+    after: tuple[Any, Any] = (None, None),
+    match_nan: bool = False,
+) -> None:
+    """Forward and backward, training and with fixed statistics, within their bounds of the reference."""
+    options = {"activation": after[0], "residual": after[1], "match_nan": match_nan}
+    y, saved = kernels.forward_train(x, gamma, beta, EPS, axis, *after)
+    close.forward_train(y, x, gamma, beta, EPS, axis, **options)
+    close.saved(saved, x, EPS, axis, match_nan=match_nan and not np.isfinite(x).all())
+    gradients = kernels.backward_train(dy, x, gamma, beta, saved, axis, *after)
+    close.backward_train(gradients, dy, x, gamma, EPS, axis, beta=beta, **options)
+    fixed = (*fixed_statistics(x, axis), EPS, axis)
+    close.forward_fixed(
+        kernels.forward_fixed(x, gamma, beta, *fixed, *after), x, gamma, beta, *fixed, **options
+    )
+    gradients = kernels.backward_fixed(dy, x, gamma, beta, *fixed, *after)
+    close.backward_fixed(gradients, dy, x, gamma, *fixed, beta=beta, **options)
+    assert (gradients.dresidual is None) == (after[1] is None)
 
 
 def all_same_bits(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> None:

@@ -100,6 +100,32 @@ def test_a_wrong_contender_is_refused_before_anyone_is_timed():
     assert track.log == ["check a"]
 
 
+def test_who_is_refused_is_left_out_of_a_race_that_can_do_without():
+    track = Track()
+
+    def check():
+        raise WrongValues("b: NaN")
+
+    refused = {}
+    told = race(
+        [track.contender("a", [1.0]), track.contender("b", [1.0], check=check)],
+        BUDGET,
+        clock=track.clock,
+        refused=refused,
+    )
+    assert refused == {"b": "b: NaN"}
+    assert list(told) == ["a"]
+    assert "b" not in track.log
+
+
+def test_a_contender_sits_out_after_its_rounds():
+    track = Track()
+    told = race(
+        [track.contender("a", [1.0]), track.contender("b", [1.0], rounds=3)], BUDGET, clock=track.clock
+    )
+    assert {name: len(timing.samples) for name, timing in told.items()} == {"a": ROUNDS, "b": 3}
+
+
 def test_garbage_is_not_collected_meanwhile_and_again_afterwards():
     seen = []
     contender = Contender("a", lambda: seen.append(gc.isenabled()), lambda: None)

@@ -44,7 +44,7 @@ def test_training_is_the_references(case, dtype):
     y, saved = cpu.forward_train(x, gamma, beta, EPS, axis)
     close.forward_train(y, x, gamma, beta, EPS, axis, **any_nan)
     close.saved(saved, x, EPS, axis, **any_nan)
-    gradients = cpu.backward_train(dy, x, gamma, saved, axis)
+    gradients = cpu.backward_train(dy, x, gamma, beta, saved, axis)
     close.backward_train(gradients, dy, x, gamma, EPS, axis, **any_nan)
 
 
@@ -57,7 +57,7 @@ def test_fixed_statistics_give_the_references_values(case, dtype):
     any_nan = {"match_nan": not case.finite}
     y = cpu.forward_fixed(x, gamma, beta, mean, var, EPS, axis)
     close.forward_fixed(y, x, gamma, beta, mean, var, EPS, axis, **any_nan)
-    gradients = cpu.backward_fixed(dy, x, gamma, mean, var, EPS, axis)
+    gradients = cpu.backward_fixed(dy, x, gamma, beta, mean, var, EPS, axis)
     close.backward_fixed(gradients, dy, x, gamma, mean, var, EPS, axis, **any_nan)
 
 
@@ -95,11 +95,13 @@ def test_a_mean_far_from_zero_costs_no_digits(layout, ratio, dtype):
     y, saved = cpu.forward_train(x, gamma, beta, EPS, 1)
     close.forward_train(y, x, gamma, beta, EPS, 1)
     close.saved(saved, x, EPS, 1)
-    close.backward_train(cpu.backward_train(dy, x, gamma, saved, 1), dy, x, gamma, EPS, 1)
+    close.backward_train(cpu.backward_train(dy, x, gamma, beta, saved, 1), dy, x, gamma, EPS, 1)
     mean, var = fixed_statistics(x, 1)
     y = cpu.forward_fixed(x, gamma, beta, mean, var, EPS, 1)
     close.forward_fixed(y, x, gamma, beta, mean, var, EPS, 1)
-    close.backward_fixed(cpu.backward_fixed(dy, x, gamma, mean, var, EPS, 1), dy, x, gamma, mean, var, EPS, 1)
+    close.backward_fixed(
+        cpu.backward_fixed(dy, x, gamma, beta, mean, var, EPS, 1), dy, x, gamma, mean, var, EPS, 1
+    )
 
 
 @DTYPES

@@ -7,7 +7,8 @@ import pytest
 
 import close
 from close import across
-from every_kernel import DTYPES, EPS, F32, F64, forced
+from every_kernel import BF16, EPS, F32, F64, forced
+from normwright.core.activation import NAMES
 from normwright.core.layout import layout_of
 from normwright.kernels import NATIVE
 
@@ -15,6 +16,7 @@ if not NATIVE:
     pytest.skip("this package was built without native kernels", allow_module_level=True)
 
 from normwright import _native
+from normwright.kernels.cpu import CODES
 
 CACHE = _native.last_level_cache_bytes()
 SENTINEL = 77.0
@@ -33,83 +35,113 @@ SHAPES = {  # with "streamed" in the name, as many samples as make the output pa
 
 
 KERNELS = ("forward_train", "backward_train", "forward_fixed", "backward_fixed")
+VARIANTS = {  # type, and whether relu after a residual follows: forward then writes bits, backward dresidual
+    "float32": (F32, False),
+    "float64": (F64, False),
+    "float32, residual": (F32, True),
+    "bfloat16, residual": (BF16, True),
+}
 
 
 class Problem:
     """One input with its parameters, calls that write to any address, and what they must write."""
 
-    def __init__(self, shape, dtype):
+    def __init__(self, shape, dtype, after):
         rng = np.random.default_rng(9)
-        self.shape, self.dtype, channels = shape, dtype, shape[1]
+        self.shape, self.dtype, self.after, channels = shape, dtype, after, shape[1]
         self.x = rng.standard_normal(shape, dtype=F32).astype(dtype, copy=False)
-        self.dy = self.x[::-1].copy()
+        self.dy, self.residual = self.x[::-1].copy(), self.x[:, ::-1].copy()
         self.gamma, self.beta, self.mean = rng.uniform(0.5, 2, channels), *rng.standard_normal((2, channels))
         self.var = rng.uniform(0.5, 2, channels)
         self.rows, self.sums = bytearray(4 * 8 * channels), np.zeros((2, channels))
         self.saved = np.frombuffer(self.rows).reshape(4, channels)
-        self.want = {}
+        self.at = layout_of(self.x.shape, [s // self.x.itemsize for s in self.x.strides], 1)
+        self.code = CODES[self.x.dtype.name]
+        self.bits_bytes = _native.bits_bytes(self.code, *self.at)
+        self.want, self.beside = {}, {}
         for kernel in KERNELS:
-            self.want[kernel] = np.empty_like(self.x)
-            self.call(kernel, self.want[kernel])
+            self.want[kernel], self.beside[kernel] = np.empty_like(self.x), self.room_beside(kernel)
+            self.call(kernel, self.want[kernel], self.beside[kernel])
             self.check(kernel)
 
-    def call(self, kernel, out):
-        at = layout_of(self.x.shape, [s // self.x.itemsize for s in self.x.strides], 1)
-        x = (self.dtype is F64, *self._addresses("x"), *at)
+    def room_beside(self, kernel):
+        """Room for the second output: bits or dresidual; nothing without a residual."""
+        if not self.after:
+            return None
+        return np.empty_like(self.x) if kernel.startswith("backward") else np.empty(self.bits_bytes, np.uint8)
+
+    def call(self, kernel, out, beside):
+        x = (self.code, *self._addresses("x"), *self.at)
         sums = [row.ctypes.data for row in self.sums]
+        after = (0, 0, 0)
+        if self.after and kernel.startswith("forward"):
+            after = (self.residual.ctypes.data, beside.ctypes.data, NAMES["relu"].number)
+        elif self.after:
+            bits = self.beside[kernel.replace("backward", "forward")]
+            after = (0, bits.ctypes.data, beside.ctypes.data, NAMES["relu"].number)
+        elif kernel.startswith("backward"):
+            after = (0, 0, 0, 0)
+        numbers, fixed = self._addresses("gamma", "beta"), self._addresses("mean", "var")
         if kernel == "forward_train":
-            _native.forward_train(*x, out.ctypes.data, *self._addresses("gamma", "beta"), EPS, self.rows)
+            _native.forward_train(*x, out.ctypes.data, *numbers, EPS, self.rows, *after)
         elif kernel == "backward_train":
-            dy, gamma = self._addresses("dy", "gamma")
-            _native.backward_train(*x, dy, out.ctypes.data, gamma, self.rows, *sums)
+            _native.backward_train(
+                *x, *self._addresses("dy"), out.ctypes.data, *numbers, self.rows, *sums, *after
+            )
         elif kernel == "forward_fixed":
-            numbers = self._addresses("gamma", "beta", "mean", "var")
-            _native.forward_fixed(*x, out.ctypes.data, *numbers, EPS)
+            _native.forward_fixed(*x, out.ctypes.data, *numbers, *fixed, EPS, *after)
         else:
-            dy, gamma, *fixed = self._addresses("dy", "gamma", "mean", "var")
-            _native.backward_fixed(*x, dy, out.ctypes.data, gamma, *fixed, EPS, *sums)
+            dy = self._addresses("dy")
+            _native.backward_fixed(*x, *dy, out.ctypes.data, *numbers, *fixed, EPS, *sums, *after)
 
     def check(self, kernel):
-        """The output against whole-array operations in x's type, from the per-channel numbers.
+        """The output against whole-array operations in the type that is computed in, from the per-channel numbers.
 
-        Each term is rounded at most four times on either side: eight units of the terms' sizes.
+        Each term is rounded at most four times on either side: eight units of the terms' sizes. dz is dy where y,
+        in the forward pass of the same values, is above 0.
         """
+        x, dy, residual = (close.computed(t) for t in (self.x, self.dy, self.residual))
+        if self.after:
+            dy = np.where(self.want[kernel.replace("backward", "forward")] > 0, dy, 0)
         mean, tail, _, rstd = self.saved
         if kernel.endswith("fixed"):
             mean, tail, rstd = self.mean, 0.0, 1 / np.sqrt(self.var + EPS)
         scale = self._narrow(self.gamma * rstd)
-        centred = self.x - self._narrow(mean)
-        missing = (mean - mean.astype(self.dtype)) + tail
+        centred = x - self._narrow(mean)
+        missing = (mean - mean.astype(x.dtype)) + tail
         if kernel == "backward_fixed":
-            terms = [scale * self.dy]
+            terms = [scale * dy]
         elif kernel == "backward_train":
             x_hat = centred * self._narrow(rstd) - self._narrow(missing * rstd)
-            of_x_hat, of_dy = (self._narrow(s * self.x.shape[1] / self.x.size) for s in self.sums)
-            terms = [scale * self.dy, -scale * of_dy, -scale * x_hat * of_x_hat]
+            of_x_hat, of_dy = (self._narrow(s * x.shape[1] / x.size) for s in self.sums)
+            terms = [scale * dy, -scale * of_dy, -scale * x_hat * of_x_hat]
         else:
             terms = [centred * scale, self._narrow(self.beta - missing * scale.ravel())]
-        bound = 8 * close.UNIT[np.dtype(self.dtype)] * sum(np.abs(t) for t in terms)
-        close.within(kernel, self.want[kernel], sum(terms), bound)
+            terms += [residual] if self.after else []
+        want, bound = sum(terms), 8 * close.UNIT[x.dtype] * sum(np.abs(t) for t in terms)
+        if self.after and kernel.startswith("forward"):
+            want = np.maximum(want, 0)
+        close.rounded_once(kernel, self.want[kernel], want.astype(F64), bound, self.x.dtype)
+        if self.after and kernel.startswith("backward"):
+            assert np.array_equal(self.beside[kernel], dy.astype(self.dtype)), "dresidual"
 
     def _addresses(self, *names):
         return [getattr(self, name).ctypes.data for name in names]
 
     def _narrow(self, values):
-        return across(values, self.x, 1).astype(self.dtype)
+        return across(values, self.x, 1).astype(close.computed(self.x[:0]).dtype)
 
 
 @lru_cache(1)  # the tests of one problem follow one another
-def problem(name, dtype):
-    shape = SHAPES[name]
+def problem(name, variant):
+    shape, (dtype, after) = SHAPES[name], VARIANTS[variant]
     if "streamed" in name:
         if CACHE > 256 << 20:
             pytest.skip("the last-level cache is too large to be left in a test")
         sample = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
-        shape = (
-            int(0.3 * CACHE / sample) | 1,
-            *shape[1:],
-        )  # input and output are 0.6 of the cache; from 0.5 on
-    return Problem(shape, dtype)
+        # input and output are 0.6 of the cache; from 0.5 on
+        shape = (int(0.3 * CACHE / sample) | 1, *shape[1:])
+    return Problem(shape, dtype, after)
 
 
 def guarded(shape, dtype, offset):
@@ -124,15 +156,21 @@ def guarded(shape, dtype, offset):
     "offset", [0, 1]
 )  # aligned to a vector, as streaming stores must be; one element off
 @pytest.mark.parametrize("isa", _native.isas())
-@DTYPES
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", SHAPES)
-def test_outputs_are_written_to_the_last_byte_and_not_beyond(name, dtype, isa, offset):
-    this = problem(name, dtype)
-    out, before, behind = guarded(this.shape, dtype, offset)
+def test_outputs_are_written_to_the_last_byte_and_not_beyond(name, variant, isa, offset):
+    this = problem(name, variant)
+    out, *around = guarded(this.shape, this.dtype, offset)
     for kernel in KERNELS:
         out[...] = np.nan
+        beside, more = this.room_beside(kernel), []
+        if beside is not None:
+            beside, *more = guarded(beside.shape, beside.dtype, offset if beside.dtype != np.uint8 else 0)
+            beside[...] = SENTINEL
         with forced(isa):
-            this.call(kernel, out)
+            this.call(kernel, out, beside)
         assert np.array_equal(out, this.want[kernel]), kernel  # NaN is not equal to itself
-        assert np.all(before == SENTINEL), f"{kernel} wrote before its output"
-        assert np.all(behind == SENTINEL), f"{kernel} wrote behind its output"
+        if beside is not None and beside.dtype != np.uint8:  # bits of the last words have no meaning
+            assert np.array_equal(beside, this.beside[kernel]), f"{kernel}, dresidual"
+        for side, array in zip(("before", "behind", "before", "behind"), (*around, *more), strict=False):
+            assert np.all(array == array.dtype.type(SENTINEL)), f"{kernel} wrote {side} its output"

@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 
 import close
-from cases import CASES, like
+from cases import AFTER, like
 from every_kernel import (
+    BF16,
     DTYPES,
     EPS,
+    F16,
     F32,
+    F64,
     all_same_bits,
+    cases_in,
     everything,
     fixed_statistics,
     forced,
@@ -24,6 +28,7 @@ from every_kernel import (
     run_python,
     threads,
 )
+from normwright.core.activation import NAMES
 from normwright.kernels import NATIVE
 
 if not NATIVE:
@@ -33,13 +38,13 @@ from normwright import _native
 from normwright.kernels import cpu
 
 
-@DTYPES
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_every_instruction_set_gives_the_same_bits(case, dtype):
-    results = {}
+@pytest.mark.parametrize("afterwards", [False, True], ids=["alone", "with what comes after"])
+@cases_in(F32, F64)
+def test_every_instruction_set_gives_the_same_bits(case, dtype, afterwards):
+    after, results = case.after(dtype) if afterwards else (None, None), {}
     for isa in _native.isas():
         with forced(isa):
-            results[isa] = everything(*inputs(case, dtype))
+            results[isa] = everything(*inputs(case, dtype), after=after)
     for result in results.values():
         for array in result.values():
             array[np.isnan(array)] = np.nan  # the sign of a NaN is the machine's; where it stands is not
@@ -57,8 +62,11 @@ THREADED = {
     "few long channels": lambda: normal(1, 2, 301, 307),  # threads share one slice's positions
     "outer slices apart": lambda: normal(8, 40, 30, 30)[:, 5:29],
     "rows": lambda: normal(5003, 48),
-    "rows wider than a strip": lambda: normal(301, 1100),  # three strips, of channels that fit into a cache
-    "tall rows wider than a strip": lambda: normal(2003, 1100),  # and that do not
+    "rows wider than a strip": lambda: normal(
+        131, 4500
+    ),  # three strips of at most 2048, that fit into a cache
+    "tall rows wider than a strip": lambda: normal(701, 2600),  # two, that do not
+    "wide small maps": lambda: normal(37, 600, 2, 2),  # 2400 columns, folded back into 600 channels
     "rows apart": lambda: normal(5003, 90)[:, 7:60],
     "folded rows": lambda: normal(100_007, 3),  # fewer than 16 channels: 16 rows seen as one, 7 rows are left
     "folded rows, none left": lambda: normal(160_000, 2),
@@ -94,12 +102,46 @@ def test_any_number_of_threads_gives_the_same_bits(shape, dtype):
             all_same_bits(everything(*answer, fixed), alone)
 
 
+WHAT_FOLLOWS = {  # of each way through the kernels one, and every type
+    "float32 relu after a residual": (F32, "relu", True),
+    "float64 hardtanh after a residual": (F64, "hardtanh", True),
+    "bfloat16 relu": (BF16, "relu", False),
+    "float16 silu after a residual": (F16, "silu", True),
+}
+
+
+@pytest.mark.parametrize("what", WHAT_FOLLOWS)
+@pytest.mark.parametrize("shape", THREADED)
+def test_any_number_of_threads_gives_the_same_bits_with_what_follows(shape, what):
+    dtype, activation, with_residual = WHAT_FOLLOWS[what]
+    answer = large_inputs(shape, dtype)
+    fixed = fixed_statistics(answer[0], 1)
+    after = (NAMES[activation], answer[1] if with_residual else None)
+    with threads(1):
+        alone = everything(*answer, fixed, after=after)
+    for n in (2, 7):
+        with threads(n):
+            all_same_bits(everything(*answer, fixed, after=after), alone)
+    with forced("baseline"), threads(3):
+        all_same_bits(everything(*answer, fixed, after=after), alone)
+
+
+@pytest.mark.parametrize("activation", AFTER[1:], ids=str)
+def test_every_activation_gives_the_same_bits_with_threads(activation):
+    answer = large_inputs("groups that 2 and 3 divide", F32)
+    fixed, after = fixed_statistics(answer[0], 1), (activation, answer[1])
+    with threads(1):
+        alone = everything(*answer, fixed, after=after)
+    with threads(3):
+        all_same_bits(everything(*answer, fixed, after=after), alone)
+
+
 @pytest.mark.parametrize("shape", THREADED)
 def test_large_calls_are_right_with_threads(shape):
     x, dy, gamma, beta, axis = large_inputs(shape, F32)
     with threads(3):
         y, saved = cpu.forward_train(x, gamma, beta, EPS, axis)
-        gradients = cpu.backward_train(dy, x, gamma, saved, axis)
+        gradients = cpu.backward_train(dy, x, gamma, beta, saved, axis)
     close.forward_train(y, x, gamma, beta, EPS, axis)
     close.saved(saved, x, EPS, axis)
     close.backward_train(gradients, dy, x, gamma, EPS, axis)
@@ -167,7 +209,7 @@ def test_other_python_threads_run_while_a_kernel_does():
     with threads(1):
         ticker.start()
         began = time.perf_counter()
-        _native.moments(False, x.ctypes.data, slices, 64, 4096, 0, saved)
+        _native.moments(0, x.ctypes.data, slices, 64, 4096, 0, saved)
         took = time.perf_counter() - began
         finished.set()
         ticker.join()

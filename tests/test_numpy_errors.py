@@ -7,10 +7,12 @@ import pytest
 
 from normwright.core.checks import DtypeError, ShapeError
 from normwright.numpy import (
+    Activation,
     BatchNorm,
     Cache,
     Population,
     batchnorm_backward,
+    batchnorm_backward_residual,
     batchnorm_predict,
     batchnorm_train,
     batchnorm_train_cached,
@@ -44,18 +46,32 @@ EVERY_CALL = pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize(
     ("x", "said"),
     [
-        (np.ones((4, 3), int), "x of dtype float32 or float64, got int64. Use x.astype(np.float32)."),
         (
-            np.ones((4, 3), np.float16),
-            "x of dtype float32 or float64, got float16. Use x.astype(np.float32).",
+            np.ones((4, 3), int),
+            "x of dtype float32, float64, float16 or bfloat16, got int64. Use x.astype(np.float32).",
         ),
-        (np.ones((4, 3), bool), "x of dtype float32 or float64, got bool. Use x.astype(np.float32)."),
-        (np.ones((4, 3), ">f4"), "x of dtype float32 or float64, got >f4. Use x.astype(np.float32)."),
+        (
+            np.ones((4, 3), np.longdouble),
+            "x of dtype float32, float64, float16 or bfloat16, got "
+            f"{np.dtype(np.longdouble)}. Use x.astype(np.float32).",
+        ),
+        (
+            np.ones((4, 3), bool),
+            "x of dtype float32, float64, float16 or bfloat16, got bool. Use x.astype(np.float32).",
+        ),
+        (
+            np.ones((4, 3), ">f4"),
+            "x of dtype float32, float64, float16 or bfloat16, got >f4. Use x.astype(np.float32).",
+        ),
         (
             np.ones((4, 3), complex),
-            "x of dtype float32 or float64, got complex128. Normalize x.real and x.imag, each for itself.",
+            "x of dtype float32, float64, float16 or bfloat16, got complex128. "
+            "Normalize x.real and x.imag, each for itself.",
         ),
-        (np.ones((4, 3), object), "x of dtype float32 or float64, got object. Use x.astype(np.float32)."),
+        (
+            np.ones((4, 3), object),
+            "x of dtype float32, float64, float16 or bfloat16, got object. Use x.astype(np.float32).",
+        ),
         ([[1.0, 2.0, 3.0]] * 4, "x to be a NumPy array, got list. Use np.asarray(x, dtype=np.float32)."),
         (None, "x to be a NumPy array, got NoneType. Use np.asarray(x, dtype=np.float32)."),
         (
@@ -63,7 +79,7 @@ EVERY_CALL = pytest.mark.parametrize("name", CALLS)
             "x to be a plain array, got a masked array. Fill in or leave out the masked values first.",
         ),
     ],
-    ids=["int", "half", "bool", "byte order", "complex", "object", "list", "nothing", "masked"],
+    ids=["int", "long double", "bool", "byte order", "complex", "object", "list", "nothing", "masked"],
 )
 def test_other_types_say_what_to_do(name, x, said):
     for caught in (TypeError, DtypeError):
@@ -181,7 +197,7 @@ def test_a_gradient_must_be_like_x():
     assert isinstance(cache, Cache)
     with raises(ShapeError, f"{call}: expected dy of shape (4, 3), as x, got (3, 4)."):
         batchnorm_backward(x.T, cache)
-    said = f"{call}: expected dy of dtype float32, as x, got float64. Use dy.astype(np.float32)."
+    said = f"{call}: expected dy of dtype float32, as x, got float64. Use dy.astype(x.dtype)."
     with raises(DtypeError, said):
         batchnorm_backward(x.astype(F64), cache)
     said = f"{call}: expected dy to be a NumPy array, got list. Use np.asarray(dy, dtype=np.float32)."
@@ -189,6 +205,73 @@ def test_a_gradient_must_be_like_x():
         batchnorm_backward([[1.0]], cache)
     with raises(DtypeError, f"{call}: expected cache from batchnorm_train_cached, got dict."):
         batchnorm_backward(x, {})
+
+
+WITH_WHAT_FOLLOWS = {
+    "batchnorm_train": lambda x, **options: batchnorm_train(x, None, None, {}, **options),
+    "batchnorm_train_cached": lambda x, **options: batchnorm_train_cached(x, None, None, {}, **options),
+    "batchnorm_predict": lambda x, **options: batchnorm_predict(
+        x, None, None, {"running_mean": [0] * 3, "running_var": [1] * 3}, **options
+    ),
+    "BatchNorm.train": lambda x, activation=None, **options: BatchNorm(3, activation=activation).train(
+        x, **options
+    ),
+    "BatchNorm.predict": lambda x, activation=None, **options: BatchNorm(3, activation=activation).predict(
+        x, **options
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WITH_WHAT_FOLLOWS)
+def test_a_residual_must_be_like_x(name):
+    x, call = sample(4, 3), f"normwright.numpy.{name}: expected"
+    run = WITH_WHAT_FOLLOWS[name]
+    with raises(ShapeError, f"{call} residual of shape (4, 3), as x, got (3,)."):
+        run(x, residual=np.ones(3, F32))
+    with raises(
+        DtypeError, f"{call} residual of dtype float32, as x, got float64. Use residual.astype(x.dtype)."
+    ):
+        run(x, residual=x.astype(F64))
+    said = "residual to be a NumPy array, got float. Use np.asarray(residual, dtype=np.float32)."
+    with raises(DtypeError, f"{call} {said}"):
+        run(x, residual=1.0)
+
+
+@pytest.mark.parametrize("name", WITH_WHAT_FOLLOWS)
+def test_an_unknown_activation_says_which_are_known(name):
+    call = f"normwright.numpy.{name}".replace("BatchNorm.train", "BatchNorm").replace(
+        "BatchNorm.predict", "BatchNorm"
+    )
+    run = WITH_WHAT_FOLLOWS[name]
+    with pytest.raises(ValueError, match=f"^{call}: expected activation to be one of elu, .*, got 'rleu'"):
+        run(sample(4, 3), activation="rleu")
+    with raises(TypeError, f"{call}: expected activation to be a name or None, got 1."):
+        run(sample(4, 3), activation=1)
+    with raises(ValueError, f"{call}: expected leaky_relu with a slope >= 0, got -1."):
+        run(sample(4, 3), activation=Activation("leaky_relu", -1.0))
+
+
+@pytest.mark.parametrize("name", ["batchnorm_predict", "BatchNorm.predict"])
+def test_a_place_for_the_result_must_be_like_x_and_writable(name):
+    x, call = sample(4, 3), f"normwright.numpy.{name}: expected"
+    run = WITH_WHAT_FOLLOWS[name]
+    with raises(ShapeError, f"{call} out of shape (4, 3), as x, got (3, 4)."):
+        run(x, out=np.zeros((3, 4), F32))
+    with raises(DtypeError, f"{call} out of dtype float32, as x, got float64. Use out.astype(x.dtype)."):
+        run(x, out=np.zeros((4, 3)))
+    place = np.zeros((4, 3), F32)
+    place.flags.writeable = False
+    with raises(ShapeError, f"{call} out that can be written, got a read-only array."):
+        run(x, out=place)
+
+
+def test_a_gradient_to_a_residual_needs_one():
+    x, call = sample(4, 3), "normwright.numpy.batchnorm_backward_residual"
+    *_, cache = batchnorm_train_cached(x, None, None, {}, activation="relu")
+    with raises(ShapeError, f"{call}: expected cache of a forward pass with a residual, got one without."):
+        batchnorm_backward_residual(x, cache)
+    with raises(DtypeError, f"{call}: expected cache from batchnorm_train_cached, got dict."):
+        batchnorm_backward_residual(x, {})
 
 
 def test_calls_out_of_order_say_so():

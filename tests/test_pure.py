@@ -7,55 +7,68 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import close
-from cases import CASES
-from every_kernel import DTYPES, EPS, F64, everything, fixed_statistics, inputs
+from every_kernel import BF16, DTYPES, EPS, F16, F32, F64, all_right, cases_in, everything, inputs
+from normwright.core.activation import Activation
 from normwright.kernels import pure
 
 ROOT = Path(__file__).parent.parent
-ALL_CASES = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+EVERY_CASE = cases_in(F32, F64, F16, BF16)
 
 
-@DTYPES
-@ALL_CASES
+@EVERY_CASE
 @close.INFINITIES
-def test_training_is_the_references(case, dtype):
-    x, dy, gamma, beta, axis = inputs(case, dtype)
-    any_nan = {"match_nan": not case.finite}
-    close.moments(pure.moments(x, axis), x, axis, **any_nan)
-    y, saved = pure.forward_train(x, gamma, beta, EPS, axis)
-    close.forward_train(y, x, gamma, beta, EPS, axis, **any_nan)
-    close.saved(saved, x, EPS, axis, **any_nan)
-    gradients = pure.backward_train(dy, x, gamma, saved, axis)
-    close.backward_train(gradients, dy, x, gamma, EPS, axis, **any_nan)
+def test_moments_are_the_references(case, dtype):
+    x = case.make(dtype)
+    close.moments(pure.moments(x, case.axis), x, case.axis, match_nan=not case.finite)
 
 
-@DTYPES
-@ALL_CASES
-@close.INFINITIES
-def test_fixed_statistics_give_the_references_values(case, dtype):
-    x, dy, gamma, beta, axis = inputs(case, dtype)
-    fixed = (*fixed_statistics(x, axis), EPS, axis)
-    any_nan = {"match_nan": not case.finite}
-    y = pure.forward_fixed(x, gamma, beta, *fixed)
-    close.forward_fixed(y, x, gamma, beta, *fixed, **any_nan)
-    close.backward_fixed(pure.backward_fixed(dy, x, gamma, *fixed), dy, x, gamma, *fixed, **any_nan)
+@pytest.mark.parametrize("afterwards", [False, True], ids=["alone", "with what comes after"])
+@EVERY_CASE
+def test_values_are_the_references(case, dtype, afterwards):
+    after = case.after(dtype) if afterwards else (None, None)
+    all_right(pure, *inputs(case, dtype), after, match_nan=not case.finite)
 
 
-@DTYPES
-@ALL_CASES
+@EVERY_CASE
 @close.INFINITIES
 def test_outputs_have_the_types_of_the_native_kernels(case, dtype):
     x, dy, gamma, beta, axis = inputs(case, dtype)
-    before = x.tobytes(), dy.tobytes()
-    for name, got in everything(x, dy, gamma, beta, axis, kernels=pure).items():
-        if name.endswith(("y", "dx")):
+    after = case.after(dtype)
+    before = [t.tobytes() for t in (x, dy, after[1]) if t is not None]
+    for name, got in everything(x, dy, gamma, beta, axis, kernels=pure, after=after).items():
+        if name.endswith(("y", "dx", "dresidual")):
             assert (got.dtype, got.shape) == (dtype, x.shape), name
         else:
             assert (got.dtype, got.shape) == (F64, (x.shape[axis],)), name
-    assert (x.tobytes(), dy.tobytes()) == before
+    assert [t.tobytes() for t in (x, dy, after[1]) if t is not None] == before
+
+
+@DTYPES
+def test_forward_and_backward_agree_on_every_sign(dtype):
+    # values about a corner of relu, as near as rounding: where y is above 0, and nowhere else, dy comes through
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((400, 3)).astype(dtype)
+    relu, gamma, beta = Activation("relu"), np.array([1.0, -0.7, 1.3]), np.array([0.1, 0.0, 0.7])
+    z, _ = pure.forward_train(x, gamma, beta, EPS, 1)
+    residual = -z  # and so z is what is left of its own rounding
+    y, saved = pure.forward_train(x, gamma, beta, EPS, 1, relu, residual)
+    got = pure.backward_train(np.ones_like(x), x, gamma, beta, saved, 1, relu, residual)
+    assert 0.1 < np.mean(y > 0) < 0.9
+    close.same_bits("dresidual", got.dresidual, (y > 0).astype(dtype))
+
+
+def test_a_result_may_be_written_over_an_input():
+    x, residual = (np.random.default_rng(n).standard_normal((5, 3)).astype(F32) for n in (1, 2))
+    given = (None, None, np.ones(3), np.ones(3), EPS, 1, Activation("silu"))
+    want = pure.forward_fixed(x, *given, residual)
+    for over in (0, 1):
+        arrays = [x.copy(), residual.copy()]
+        assert pure.forward_fixed(arrays[0], *given, arrays[1], out=arrays[over]) is arrays[over]
+        close.same_bits("y", arrays[over], want)
 
 
 # --- the package itself -------------------------------------------------

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import close
-from cases import CASES
+from cases import AFTER, CASES
 from normwright.core.checks import ShapeError
 from normwright.kernels import reference
 
@@ -99,7 +99,7 @@ def test_backward_is_the_papers_six_lines_done_exactly(dtype):
     x, dy, eps = samples(dtype, 17, 2, mean=3.0), samples(dtype, 2, 17).T, 1e-3
     gamma = np.array([1.5, -0.25])
     _, saved = reference.forward_train(x, gamma, None, eps, axis=1)
-    dx, dgamma, dbeta = reference.backward_train(dy, x, gamma, saved, axis=1)
+    dx, dgamma, dbeta, _ = reference.backward_train(dy, x, gamma, None, saved, axis=1)
     for c in range(2):
         want_dx, want_dgamma, want_dbeta = exact_backward(
             exact(dy[:, c]), exact(x[:, c]), Fraction(gamma[c]), eps
@@ -130,28 +130,36 @@ def differences(function, at, h):
     return slopes
 
 
+@pytest.mark.parametrize("with_residual", [False, True], ids=["", "residual"])
+@pytest.mark.parametrize("activation", AFTER, ids=str)
 @pytest.mark.parametrize("fixed", [False, True], ids=["batch statistics", "fixed statistics"])
-def test_every_gradient_is_the_slope_that_finite_differences_measure(fixed):
+def test_every_gradient_is_the_slope_that_finite_differences_measure(fixed, activation, with_residual):
     # long double, h = 1e-5: h^2 of curvature (1e-10) and 1e-19/h of rounding (1e-14); 1e-8 leaves room for
     # third derivatives of up to a hundred
     x, dy = samples(np.longdouble, 3, 2, 2, 2, mean=0.5), samples(np.longdouble, 2, 2, 3, 2).swapaxes(0, 2)
     gamma, beta = np.array([1.5, -0.75], np.longdouble), np.array([0.5, 2.0], np.longdouble)
+    residual = samples(np.longdouble, 2, 3, 2, 2).swapaxes(0, 1) * 2 if with_residual else None
     mean, var, eps = np.array([0.25, 0.75]), np.array([0.5, 2.0]), 1e-2
 
-    def loss(x, gamma, beta):
+    def y(x, gamma, beta, residual, activation=activation):
         if fixed:
-            return (dy * reference.forward_fixed(x, gamma, beta, mean, var, eps, 1)).sum()
-        return (dy * reference.forward_train(x, gamma, beta, eps, 1)[0]).sum()
+            return reference.forward_fixed(x, gamma, beta, mean, var, eps, 1, activation, residual)
+        return reference.forward_train(x, gamma, beta, eps, 1, activation, residual)[0]
 
+    z = y(x, gamma, beta, residual, None)
+    for corner in (0, -3, 3, -1, 1, 6, -0.3, 1.1):
+        assert (np.abs(z - corner) > 1e-3).all()  # no difference is taken across one
+    given, h = [x, gamma, beta, residual], np.longdouble(1e-5)
     if fixed:
-        dx, dgamma, dbeta = reference.backward_fixed(dy, x, gamma, mean, var, eps, 1)
+        got = reference.backward_fixed(dy, x, gamma, beta, mean, var, eps, 1, activation, residual)
     else:
-        _, saved = reference.forward_train(x, gamma, beta, eps, 1)
-        dx, dgamma, dbeta = reference.backward_train(dy, x, gamma, saved, 1)
-    h = np.longdouble(1e-5)
-    close.within("dx", dx, differences(lambda t: loss(t, gamma, beta), x, h), 1e-8)
-    close.within("dgamma", dgamma, differences(lambda t: loss(x, t, beta), gamma, h), 1e-8)
-    close.within("dbeta", dbeta, differences(lambda t: loss(x, gamma, t), beta, h), 1e-8)
+        _, saved = reference.forward_train(x, gamma, beta, eps, 1, activation, residual)
+        got = reference.backward_train(dy, x, gamma, beta, saved, 1, activation, residual)
+    assert (got.dresidual is None) == (residual is None)
+    for i, (name, gradient) in enumerate(got._asdict().items()):
+        if given[i] is not None:
+            slopes = differences(lambda t, i=i: (dy * y(*given[:i], t, *given[i + 1 :])).sum(), given[i], h)
+            close.within(name, gradient, slopes, 1e-8)
 
 
 def test_forward_train_is_algorithm_1_as_printed():
@@ -238,7 +246,7 @@ def test_scaling_the_weights_changes_no_output_and_no_gradient_to_the_input():
     def layer(W, eps):
         z = u @ W
         y, saved = reference.forward_train(z, None, None, eps, 1)
-        dz, _, _ = reference.backward_train(dy, z, None, saved, 1)
+        dz, *_ = reference.backward_train(dy, z, None, None, saved, 1)
         return y, dz @ W.T, u.T @ dz
 
     y, du, dW = layer(W, eps)
@@ -260,7 +268,7 @@ def test_gradients_to_x_carry_no_shift_and_no_scale():
     # a shift of x, and with eps -> 0 a scaling of it, cannot change y: dx is orthogonal to 1 and to x_hat
     x, dy = samples(np.float64, 40, 2, mean=5.0), samples(np.float64, 2, 40).T
     y, saved = reference.forward_train(x, None, None, 1e-12, 1)
-    dx, _, _ = reference.backward_train(dy, x, None, saved, 1)
+    dx, *_ = reference.backward_train(dy, x, None, None, saved, 1)
     # forty terms of order one; eps = 1e-12 leaves 1e-12 * dgamma of the scale
     close.within("sum dx", dx.sum(axis=0), np.zeros(2), 40 * UNITS * unit(np.float64))
     close.within("sum dx * x_hat", (dx * y).sum(axis=0), np.zeros(2), 40 * 2e-12)
@@ -274,8 +282,8 @@ def test_memory_layout_and_axis_change_no_bit(case):
     with np.errstate(invalid="ignore"):  # inf - inf
         y, saved = reference.forward_train(x, gamma, beta, 1e-5, case.axis - x.ndim)
         want_y, want_saved = reference.forward_train(plain, gamma, beta, 1e-5, 1)
-        dx, *sums = reference.backward_train(dy, x, gamma, saved, case.axis)
-        want_dx, *want_sums = reference.backward_train(plain_dy, plain, gamma, want_saved, 1)
+        dx, *sums, _ = reference.backward_train(dy, x, gamma, beta, saved, case.axis)
+        want_dx, *want_sums, _ = reference.backward_train(plain_dy, plain, gamma, beta, want_saved, 1)
     assert (y.shape, dx.shape) == (x.shape, x.shape)
     assert (y.dtype, dx.dtype) == (np.float64, np.float64)
     close.same_bits("y", np.moveaxis(y, case.axis, 1), want_y)
@@ -297,6 +305,6 @@ def test_a_batch_of_none_has_empty_moments_and_no_gradients():
     x = np.zeros((0, 3, 4))
     assert reference.moments(x, 1).count == 0
     y, saved = reference.forward_train(x, None, None, 1e-5, 1)
-    dx, dgamma, dbeta = reference.backward_train(x, x, None, saved, 1)
+    dx, dgamma, dbeta, _ = reference.backward_train(x, x, None, None, saved, 1)
     assert (y.shape, dx.shape) == (x.shape, x.shape)
     assert (saved.mean.tolist(), dgamma.tolist(), dbeta.tolist()) == ([0.0] * 3,) * 3

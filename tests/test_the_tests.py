@@ -118,13 +118,14 @@ def test_a_wrong_forward_is_caught(kernel, name):
 
 def right_backward(dy, x, gamma, axis):
     _, saved = reference.forward_train(x, gamma, None, EPS, axis)
-    dx, dgamma, dbeta = reference.backward_train(dy, x, gamma, saved, axis)
+    dx, dgamma, dbeta, _ = reference.backward_train(dy, x, gamma, None, saved, axis)
     return dx.astype(x.dtype), dgamma, dbeta
 
 
 def as_if_fixed(dy, x, gamma, axis):
     batch = reference.moments(x, axis)
-    dx, dgamma, dbeta = reference.backward_fixed(dy, x, gamma, batch.mean, batch.var(), EPS, axis)
+    fixed = (batch.mean, batch.var(), EPS, axis)
+    dx, dgamma, dbeta, _ = reference.backward_fixed(dy, x, gamma, None, *fixed)
     return dx.astype(x.dtype), dgamma, dbeta
 
 
@@ -133,7 +134,8 @@ def backward_with(change):
 
     def kernel(dy, x, gamma, axis):
         _, saved = reference.forward_train(x, gamma, None, EPS, axis)
-        dx, dgamma, dbeta = reference.backward_train(dy, x, gamma, saved._replace(**change(saved)), axis)
+        changed = saved._replace(**change(saved))
+        dx, dgamma, dbeta, _ = reference.backward_train(dy, x, gamma, None, changed, axis)
         return dx.astype(x.dtype), dgamma, dbeta
 
     return kernel
@@ -198,7 +200,7 @@ def test_a_wrong_gradient_with_fixed_statistics_is_caught(which):
     case = BY_NAME["7x7"]
     x, dy, (gamma, beta) = case.make(F32), case.make_dy(F32), case.parameters(F32)
     fixed = (gamma, beta.astype(float), gamma.astype(float) ** 2, EPS, case.axis)
-    dx, dgamma, dbeta = reference.backward_fixed(dy, x, *fixed)
+    dx, dgamma, dbeta, _ = reference.backward_fixed(dy, x, fixed[0], None, *fixed[1:])
     got = [dx.astype(F32), dgamma, dbeta]
     assert max(close.backward_fixed(tuple(got), dy, x, *fixed).values()) <= 1.01
     got[which] = got[which] * F32(1 + 3e-6)  # fifty units of 2^-24

@@ -146,7 +146,7 @@ def test_float32_and_float64_take_the_native_kernels(dtype):
     got = step(layer, x, dy)
     gamma, beta = numbers(layer.weight), numbers(layer.bias)
     y, saved = best.forward_train(numbers(x), gamma, beta, EPS, 1)
-    dx, dgamma, dbeta = best.backward_train(numbers(dy), numbers(x), gamma, saved, 1)
+    dx, dgamma, dbeta, _ = best.backward_train(numbers(dy), numbers(x), gamma, beta, saved, 1)
     close.same_bits("y", numbers(got.y), y)
     close.same_bits("dx", numbers(got.dx), dx)
     close.same_bits("dweight", numbers(got.dweight), dgamma.astype(gamma.dtype))
@@ -168,7 +168,7 @@ def test_running_statistics_are_rounded_once():
     close.within("running_var", layer.running_var.numpy(), want_var, 2 * 2.0**-24 * want_var)
 
 
-# --- what goes to torch whole --------------------------------------
+# --- half types ----------------------------------------------------
 
 
 HALF_TYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
@@ -176,13 +176,21 @@ HALF_TYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], i
 
 @HALF_TYPES
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_a_half_input_beside_float32_parameters_is_torchs_bit_for_bit(dtype, training):
+def test_a_half_input_beside_float32_parameters_is_off_from_torchs_by_a_last_place(dtype, training):
     x = normal(6, 5, 7, 9)
     ours, theirs = (layer.train(training) for layer in twins(x))
     x, dy = x.to(dtype), normal(6, 5, 7, 9, seed=1).to(dtype)
     got, want = step(ours, x, dy), step(theirs, x, dy)
     for name, tensor in vars(want).items():
-        same_bits(name, getattr(got, name), tensor)
+        found = getattr(got, name)
+        assert found.dtype == tensor.dtype, name
+        if name == "num_batches_tracked" or not NATIVE:
+            same_bits(name, found, tensor)
+            continue
+        # float32 errs as in same_step; then each of the two rounds by half of the half type's last place
+        noise = 16 * UNIT[torch.float32] * (1000 if name in ("dweight", "dbias") else 16)
+        rounding = last_place(dtype, tensor).numpy() if found.dtype == dtype else 0
+        agree(name, found.double(), tensor.double(), noise + rounding)
 
 
 @HALF_TYPES
@@ -204,6 +212,9 @@ def test_a_half_layer_computes_in_float32_and_rounds_once(dtype, training):
         noise = 16 * UNIT[torch.float32] * (1000 if name in ("dweight", "dbias") else 16)
         rounding = 0 if found.dtype == torch.float32 else last_place(dtype, tensor).numpy() / 2
         agree(name, found.double(), tensor, noise + rounding)
+
+
+# --- what goes to torch whole --------------------------------------
 
 
 def test_meta_tensors_and_subclasses_are_torchs():

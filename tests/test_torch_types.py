@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import normwright.torch as nw
 from beside_torch import UNIT, agree, last_place, normal, same_bits, state, step, twins, untouched
+from normwright.kernels import NATIVE
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 HALF = (BF16, F16)
@@ -86,8 +87,10 @@ def test_every_mixture_of_types_gives_each_result_its_type_and_right_values(
         return  # torch refuses the mixture
     for name, want in a_pass(F.batch_norm, x, dy, numbers, training).items():
         assert types[name] == want.dtype
-        if x_type in HALF:  # torch's own operation, and nothing around it
+        if x_type in HALF and (pure or not NATIVE):  # torch's own operation, and nothing around it
             same_bits(name, got[name], want)
+        elif x_type in HALF:  # both as far from the truth as above
+            agree(name, got[name].double(), want.double(), 2 * bound_of(name, want, types[name], unit))
         else:
             agree(name, got[name], want, bound_of(name, want, x_type, unit))
 
@@ -369,7 +372,7 @@ def a_network(norm):
 
 @each("dtype", HALF)
 @pytest.mark.parametrize("how", ["made", "converted"])
-def test_training_under_autocast_is_torchs_bit_for_bit(how, dtype):
+def test_training_under_autocast_is_torchs_but_for_last_places(how, dtype):
     ours, theirs = a_network(nw) if how == "made" else nw.convert(a_network(nn)), a_network(nn)
     seen = []
     for model in (ours, theirs):
@@ -379,7 +382,16 @@ def test_training_under_autocast_is_torchs_bit_for_bit(how, dtype):
                 loss = model(normal(*SHAPE, seed=seed)).float().square().mul(normal(6, 6)).sum()
             loss.backward()
     assert set(seen) == {(dtype, dtype)}  # a half input beside float32 parameters
-    for (name, p), want in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        assert p.grad.dtype == F32
-        same_bits(name, p.grad, want.grad)
-    untouched(ours, state(theirs))
+    # A few values of y are rounded the other way, by a last place of the half type, and the other layers go on with
+    # that. The gradient of a bias before batch norm is noise of the weight's: so in proportion to both.
+    unit = torch.finfo(dtype).eps if NATIVE else 0
+    for layer, like in zip(ours.modules(), theirs.modules(), strict=True):
+        wanted = dict(like.named_parameters(recurse=False))
+        largest = max((p.grad.abs().max().item() for p in wanted.values()), default=0)
+        for name, p in layer.named_parameters(recurse=False):
+            assert p.grad.dtype == F32
+            agree(name, p.grad, wanted[name].grad, 4 * unit * largest)
+    for name, want in state(theirs).items():
+        got = ours.state_dict()[name]
+        assert got.dtype == want.dtype
+        agree(name, got.double(), want.double(), 4 * unit * want.abs().max().item())

@@ -114,17 +114,41 @@ def _run_lab(command: str, order: Any, *, out: Path, **options: Any) -> None:
         _stop(f"normwright {command}: stopped; {kept}.", code=130)
 
 
-@app.command()
-def bench(
+bench = typer.Typer(
+    help="Measure beside torch, torch.compile, JAX and the memory floor, values checked first."
+)
+app.add_typer(bench, name="bench")
+Figure = Annotated[Path | None, typer.Option(help="SVG file for a picture of every time over the floor.")]
+
+
+@bench.callback(invoke_without_command=True)
+def measure(
+    context: typer.Context,
     quick: Annotated[bool, typer.Option("--quick", help="Few shapes, few rounds: under a minute.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: as many as torch uses.")] = None,
+    threads: Annotated[
+        list[str] | None, typer.Option(help="Numbers of threads, or all: 1,2,all. Default: as torch has it.")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(help="A regular expression found in cells' names: '56x56 NCHW float32 bn$'.")
+    ] = None,
+    contenders: Annotated[
+        str | None, typer.Option(help="Beside ours: some of torch,torch.compile,jax. Default: all there are.")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="File for the records.")] = None,
     save: Annotated[
         Path | None, typer.Option(help="Folder for the records, in a file named after the machine.")
     ] = None,
+    figure: Figure = None,
 ) -> None:
-    """Measure forward and backward beside torch and the memory floor, values checked first."""
+    """Measure beside torch, torch.compile, JAX and the memory floor, values checked first.
+
+    torch.compile and JAX, and the allocator as users have it, on a part of the shapes; with --only on all of them.
+    """
+    if context.invoked_subcommand is not None:
+        return
     _need("torch", {"torch": "torch"})
+    if figure is not None:
+        _need("report", {"matplotlib": "matplotlib"})
     from normwright.bench import run as benchmark
     from normwright.bench.timer import WrongValues
 
@@ -132,15 +156,46 @@ def bench(
         _stop("normwright bench: expected --json or --save, got both.", code=2)
     into = json if save is None else save / benchmark.file_name()
     try:
-        benchmark.run(quick=quick, threads=threads, into=into)
+        order = benchmark.Order.of(quick=quick, threads=threads, only=only, contenders=contenders)
+        right = benchmark.run(order, into=into, figure=figure)
     except benchmark.CannotMeasure as reason:
         _stop(f"normwright bench: {reason}", code=2)
     except WrongValues as refusal:
         _stop(f"normwright bench: {refusal}", code=1)
     except OSError as error:
-        _stop(f"normwright bench: cannot write to {into}: {error.strerror or error}", code=1)
+        _stop(
+            f"normwright bench: cannot write to {error.filename or into}: {error.strerror or error}", code=1
+        )
     except KeyboardInterrupt:
         _stop("normwright bench: stopped; nothing was written.", code=130)
+    if not right:
+        _stop("normwright bench: some contenders computed something else, and were not timed there.", code=1)
+
+
+@bench.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="Records of one run, the earlier one.")],
+    b: Annotated[Path, typer.Argument(help="Records of another.")],
+) -> None:
+    """Compare two runs: our times, as measured, over the floor and over torch of the same run."""
+    from rich.console import Console
+
+    from normwright.bench import compare as side_by_side
+    from normwright.report import records, terminal
+    from normwright.report.words import Say
+
+    read = []
+    for file in (a, b):
+        try:
+            read.append(records.read(file))
+        except OSError as error:
+            _stop(f"normwright bench compare: {error.filename}: {error.strerror}", code=1)
+        except (ValueError, KeyError) as error:
+            _stop(f"normwright bench compare: {file}: {error}", code=1)
+    try:
+        terminal.show(side_by_side.document(read[0], read[1]), Console(), Say())
+    except (ValueError, KeyError) as error:
+        _stop(f"normwright bench compare: {a} and {b}: {error}", code=1)
 
 
 @app.command()
@@ -186,26 +241,46 @@ def latency(
 def table(
     results: Annotated[Path, typer.Argument(help="Records that `demo`, `lab` or `bench` wrote.")],
     part: Annotated[
-        Literal["summary", "report", "questions"],
-        typer.Option(help="Of the laboratory: its verdicts, everything, or the readers' questions."),
+        Literal["summary", "report", "questions", "cells"],
+        typer.Option(
+            help="Of the laboratory: its verdicts, everything, or the readers' questions. Of the benchmark: its "
+            "means, or every cell."
+        ),
     ] = "summary",
     into: Annotated[Path | None, typer.Option(help="Put it between this file's markers.")] = None,
+    figure: Figure = None,
     lang: Lang = "en",
 ) -> None:
-    """Print a results file as Markdown, or put it into a file of the documentation."""
+    """Print a results file as Markdown, or put it into a file of the documentation, or draw it."""
     try:
-        name, block = _markdown(results, part, lang, into)
-        if into is None:
-            typer.echo(block, nl=False)
-        else:
-            from normwright.report import markdown
+        if figure is not None:
+            _draw(results, figure, lang)
+        if figure is None or into is not None:
+            name, block = _markdown(results, part, lang, into)
+            if into is None:
+                typer.echo(block, nl=False)
+            else:
+                from normwright.report import markdown
 
-            markdown.write_into(into, name, block)
+                markdown.write_into(into, name, block)
     except OSError as error:
         _stop(f"normwright table: {error.filename}: {error.strerror}", code=1)
     except (ValueError, KeyError) as error:
         where = f"{results} into {into}" if into else str(results)
         _stop(f"normwright table: {where}: {error}", code=1)
+
+
+def _draw(results: Path, figure: Path, lang: Literal["en", "zh"]) -> None:
+    """The picture of a benchmark."""
+    _need("report", {"matplotlib": "matplotlib"})
+    from normwright.bench import figure as picture
+    from normwright.report import records
+    from normwright.report.words import Say
+
+    measured, about = records.read(results)
+    if about.get("experiment") != "bench":
+        raise ValueError(f"expected records of bench for --figure, got {about.get('experiment')}.")
+    picture.save(measured, figure, Say(lang))
 
 
 def _markdown(results: Path, part: str, lang: Literal["en", "zh"], into: Path | None) -> tuple[str, str]:
@@ -215,12 +290,17 @@ def _markdown(results: Path, part: str, lang: Literal["en", "zh"], into: Path | 
 
     measured, about = records.read(results)
     say = Say(lang)
-    if about.get("experiment") == "bench":
+    bench_parts, experiment = ("summary", "cells"), about.get("experiment")
+    if experiment not in ("demo", "lab", "bench"):
+        raise ValueError(f"expected records of demo, lab or bench, got {experiment}.")
+    if (part not in bench_parts) if experiment == "bench" else (part == "cells"):
+        raise ValueError(f"expected a --part that records of {experiment} have, got {part}.")
+    if experiment == "bench":
         from normwright.bench import table as speed
 
-        return "bench", speed.markdown(measured, about, say)
-    if about.get("experiment") not in ("demo", "lab"):
-        raise ValueError(f"expected records of demo, lab or bench, got {about.get('experiment')}.")
+        if part == "cells":
+            return "cells", speed.per_cell(measured, about, say)
+        return "bench", speed.summary(measured, about, say)
     _need("report", {"matplotlib": "matplotlib"})
     from normwright.report import laboratory, markdown
 

@@ -1,5 +1,6 @@
 """Measured speed: one timer, contenders interleaved in one run, beside the floor that memory sets.
 
-`timer` times, `cases` and `contenders` say what, `truth` refuses wrong values, `measure` makes records of one
-case; `run` starts a process for each case and allocator state (`worker`) and `table` tells what came of it.
+`cases` and `grid` say what is measured, `problem` makes its tensors; `contenders`, `peers` and `floor` are timed by
+`timer` once `truth` has found their values right; `measure` makes records of one input (a `job`). `run` has
+`processes` do every job, `cells` puts the records together; `table`, `figure` and `compare` tell what came of it.
 """

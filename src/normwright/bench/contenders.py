@@ -1,139 +1,155 @@
-"""Who is timed: the layers as users have them, and the floor that memory sets. Needs torch and native kernels."""
+"""Who is timed in torch: its own layers, those of `torch.compile`, and ours, with what follows them."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 import normwright.torch as nw
-from normwright import _native
-from normwright.bench.cases import Case
+from normwright.bench.cases import BOTH, COMPILED, FORWARD, INFERENCE, OURS, TORCH, Op
+from normwright.bench.problem import EPS, Problem, lies_as
 from normwright.bench.timer import Contender, WrongValues
-from normwright.bench.truth import PROMISED, Array, Results, Tolerance, Truth, summed_in_float32
+from normwright.bench.truth import Array, Results, Tolerance, Truth, promised, summed_plainly
 
-FORWARD, BOTH = "forward", "forward+backward"
-PASSES = (FORWARD, BOTH)
-LAYERS: dict[str, dict[int, type[nn.modules.batchnorm._BatchNorm]]] = {
-    "torch": {2: nn.BatchNorm1d, 4: nn.BatchNorm2d},
-    "normwright": {2: nw.BatchNorm1d, 4: nw.BatchNorm2d},
+LAYERS: dict[str, dict[int, Any]] = {
+    TORCH: {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d},
+    OURS: {2: nw.BatchNorm1d, 3: nw.BatchNorm1d, 4: nw.BatchNorm2d, 5: nw.BatchNorm3d},
 }
-STORES = ("ordinary", "streaming")
+# Rounds of those that would take most of a run's time.
+FEW = 7
 
 
-class Problem(NamedTuple):
-    """The tensors of a case: what a layer meets in training, in values and in memory."""
+class Composed(nn.Module):
+    """Batch norm and what follows it, as users of torch write it: in place, where that may be."""
 
-    x: Tensor
-    dy: Tensor
-    gamma: Tensor
-    beta: Tensor
-    truth: Truth
+    def __init__(self, norm: nn.Module, op: Op) -> None:
+        super().__init__()
+        self.norm = norm
+        self.after = nn.ReLU(inplace=True) if op != "bn" else None
 
-
-def problem(case: Case) -> Problem:
-    """Normal values, an offset and a scale of its own for each channel; the same in every run."""
-    draw = torch.Generator().manual_seed(0)
-    channels = case.shape[1]
-    per_channel = [1, channels] + [1] * (len(case.shape) - 2)
-    scale, offset = (
-        torch.rand(per_channel, generator=draw) + 0.5,
-        torch.rand(per_channel, generator=draw) - 0.5,
-    )
-    x = torch.randn(case.shape, generator=draw).mul_(scale).add_(offset)
-    dy = torch.randn(case.shape, generator=draw)
-    if case.layout == "channels-last":
-        x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
-    gamma, beta = torch.rand(channels, generator=draw) + 0.5, torch.randn(channels, generator=draw)
-    truth = Truth(_rows(x), _rows(dy), gamma.numpy(), beta.numpy(), eps=1e-5)
-    return Problem(x.requires_grad_(), dy, gamma, beta, truth)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """y."""
+        y = self.norm(x)
+        if residual is not None:
+            y += residual
+        return y if self.after is None else self.after(y)  # type: ignore[no-any-return]
 
 
-def _rows(t: Tensor) -> Array:
-    """(N, C, ...) as (C, m)."""
-    return t.detach().movedim(1, 0).reshape(t.shape[1], -1).numpy()
+class Step(NamedTuple):
+    """What a contender does with a problem; each returns what must not be let go while the clock runs.
+
+    Attributes:
+        forward: in training, ready for a backward pass.
+        both: a training step: y and gradients.
+        inference: without gradients.
+        results: a training step from fresh running statistics, with gradients or without, for the reference.
+        inferred: y, for the reference.
+    """
+
+    forward: Callable[[], object]
+    both: Callable[[], object]
+    inference: Callable[[], object]
+    results: Callable[[bool], Results]
+    inferred: Callable[[], Array]
 
 
-def layers(case: Case, given: Problem) -> list[Contender]:
-    """Each library's layer in training, forward alone and with its backward."""
-    found = []
-    for library, by_rank in LAYERS.items():
-        layer = by_rank[len(case.shape)](case.shape[1])
-        with torch.no_grad():
-            for parameter, value in ((layer.weight, given.gamma), (layer.bias, given.beta)):
-                parameter.copy_(value)
-        count = case.values // case.shape[1]
-        allowed = PROMISED if library == "normwright" else summed_in_float32(count)
-        found += [
-            _layer(f"{library} {what}", layer, given, allowed, backward=what == BOTH) for what in PASSES
-        ]
-    return found
+def racers(
+    name: str, step: Step, truth: Callable[[], Truth], allowed: Tolerance, rounds: int | None = None
+) -> list[Contender]:
+    """The three passes of one who is timed, each with its check."""
+
+    def check(what: str) -> None:
+        who = f"{name} {what}"
+        try:
+            if what == INFERENCE:
+                truth().check_inference(who, step.inferred(), allowed)
+            else:
+                truth().check(who, step.results(what == BOTH), allowed)
+        except WrongValues:
+            raise
+        except Exception as error:
+            if name in (TORCH, OURS):
+                raise
+            # What compiles may have reasons of its own not to; the others are timed all the same.
+            said = " ".join(str(error).split("\n\n")[0].split())
+            raise WrongValues(f"{who}: {type(error).__name__}: {said}; it was not timed.") from error
+
+    runs = {FORWARD: step.forward, BOTH: step.both, INFERENCE: step.inference}
+    return [
+        Contender(f"{name} {what}", run, lambda what=what: check(what), rounds=rounds)  # type: ignore[misc]
+        for what, run in runs.items()
+    ]
 
 
-def _layer(
-    name: str, layer: nn.modules.batchnorm._BatchNorm, given: Problem, allowed: Tolerance, *, backward: bool
-) -> Contender:
-    x, dy = given.x, given.dy
+def torch_step(name: str, given: Problem, op: Op) -> Step:
+    """The passes of `torch`, `torch.compile` or `normwright`."""
+    train, fixed = (_layer(name, given, op) for _ in range(2))
+    _norm(fixed).running_mean.copy_(given.mean)
+    _norm(fixed).running_var.copy_(given.var)
+    fixed.eval()
+    call, call_fixed = (train, fixed) if name != COMPILED else (_compiled(train), _compiled(fixed))
+    inputs = (given.x, given.residual) if op == "bn+add+relu" else (given.x,)
+    norm = _norm(train)
+    leaves = (*inputs, norm.weight, norm.bias)
 
     def forward() -> Tensor:
-        return layer(x)  # type: ignore[no-any-return]
+        return call(*inputs)  # type: ignore[no-any-return]
 
-    def both() -> Tensor:
-        y = layer(x)
-        y.backward(dy)
-        return y  # type: ignore[no-any-return]
+    def both() -> tuple[Tensor, Sequence[Tensor]]:
+        y = call(*inputs)
+        return y, torch.autograd.grad(y, leaves, given.dy)
 
-    def reset() -> None:
-        x.grad = layer.weight.grad = layer.bias.grad = None
+    def inference() -> Tensor:
+        with torch.no_grad():
+            return call_fixed(*inputs)  # type: ignore[no-any-return]
 
-    run = both if backward else forward
+    def results(backward: bool) -> Results:
+        norm.reset_running_stats()
+        y, gradients = both() if backward else (forward(), ())
+        _refuse_layout(f"{name} {BOTH if backward else FORWARD}", y, given)
+        mean, var = (t[given.channels].double().numpy() for t in (norm.running_mean, norm.running_var))
+        if not backward:
+            return Results(given.rows(y), mean, var)
+        dx, *dresidual = (given.rows(t) for t in gradients[: len(inputs)])
+        dgamma, dbeta = (t[given.channels].double().numpy() for t in gradients[len(inputs) :])
+        return Results(given.rows(y), mean, var, dx, dgamma, dbeta, dresidual[0] if dresidual else None)
 
-    def check() -> None:
-        layer.reset_running_stats()
-        y = run()
-        of_x, *of_parameters = (t.grad for t in (x, layer.weight, layer.bias))
-        gradients = [
-            None if of_x is None else _rows(of_x),
-            *(None if g is None else g.numpy() for g in of_parameters),
-        ]
-        assert layer.running_mean is not None  # a layer that tracks
-        assert layer.running_var is not None
-        running = layer.running_mean.numpy(), layer.running_var.numpy()
-        if y.stride() != x.stride():
-            raise WrongValues(f"{name}: y lies in memory otherwise than x; it was not timed.")
-        given.truth.check(name, Results(_rows(y), *running, *gradients), allowed)
+    def inferred() -> Array:
+        y = inference()
+        _refuse_layout(f"{name} {INFERENCE}", y, given)
+        return given.rows(y)
 
-    return Contender(name, run, check, reset)
+    return Step(forward, both, inference, results, inferred)
 
 
-def floor(given: Problem) -> list[Contender]:
-    """What memory allows: copy (read one, write one) and triad (read two, write one), by two kinds of stores.
+def tolerance(name: str, given: Problem) -> Tolerance:
+    """Ours is held to what is promised, others to what plain sums leave."""
+    dtype, count = given.case.dtype, given.case.values // given.case.shape[1]
+    return promised(dtype) if name == OURS else summed_plainly(count, dtype)
 
-    On the very tensors of the case and one more of their size, all there beforehand.
-    """
-    x, dy = given.x.detach(), given.dy
-    out = torch.zeros_like(x)
 
-    def sweep(second: Tensor | None, streaming: bool) -> Callable[[], None]:
-        a, b, c = x.data_ptr(), 0 if second is None else second.data_ptr(), out.data_ptr()
-        n = x.numel()
-        return lambda: _native.memory_floor(a, b, c, n, streaming)
+def _layer(name: str, given: Problem, op: Op) -> nn.Module:
+    library = OURS if name == OURS else TORCH
+    options = {"activation": "relu"} if name == OURS and op != "bn" else {}
+    kind = LAYERS[library][len(given.case.shape)]
+    layer: nn.Module = kind(given.case.shape[1], eps=EPS, dtype=given.gamma.dtype, **options)
+    with torch.no_grad():
+        for parameter, value in zip(layer.parameters(), (given.gamma, given.beta), strict=True):
+            parameter.copy_(value)
+    return layer if name == OURS else Composed(layer, op)
 
-    def contender(name: str, second: Tensor | None, streaming: bool) -> Contender:
-        run = sweep(second, streaming)
 
-        def check() -> None:
-            out.fill_(float("nan"))
-            run()
-            want = x if second is None else x + second
-            if not np.array_equal(out.numpy(), want.numpy()):
-                raise WrongValues(f"{name}: not the sum of what was read; it was not timed.")
+def _norm(layer: nn.Module) -> Any:
+    return layer.norm if isinstance(layer, Composed) else layer
 
-        return Contender(name, run, check)
 
-    return [
-        contender(f"{what} {stores}", second, stores == "streaming")
-        for what, second in (("copy", None), ("triad", dy))
-        for stores in STORES
-    ]
+def _compiled(layer: nn.Module) -> Callable[..., Any]:
+    return torch.compile(layer, fullgraph=True, dynamic=False)
+
+
+def _refuse_layout(who: str, y: Tensor, given: Problem) -> None:
+    if not lies_as(y, given.x):
+        raise WrongValues(f"{who}: y lies in memory otherwise than x; it was not timed.")
+    if not torch.isfinite(y).all():
+        raise WrongValues(f"{who}: y is not finite everywhere; it was not timed.")

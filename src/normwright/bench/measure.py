@@ -1,61 +1,78 @@
-"""One case, measured in this process: records."""
+"""One input, measured in this process: records."""
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 
 from normwright import _native
-from normwright.bench.cases import Case
-from normwright.bench.contenders import BOTH, FORWARD, LAYERS, PASSES, STORES, floor, layers, problem
-from normwright.bench.timer import Budget, Timing, race
-from normwright.report.records import Record
+from normwright.bench import floor, memory, peers
+from normwright.bench.cases import BOTH, COMPILED, COUNTING, JAX, MEMORY, PASSES, PEAK, Op, bytes_moved
+from normwright.bench.contenders import FEW, racers, tolerance, torch_step
+from normwright.bench.job import Job
+from normwright.bench.problem import Problem, problem
+from normwright.bench.timer import Contender, Timing, WrongValues, race
+from normwright.report.records import Record, Scalar
 
-# Tensors that must be read or written at the least: x, y; and in backward x, dy, dx.
-LEAST_MOVED = {FORWARD: 2, BOTH: 5}
+LETTING_GO = 0.05  # seconds: JAX frees what nobody holds any more on a thread of its own
 
 
-def measure(
-    case: Case,
-    budget: Budget,
-    *,
-    allocator: str,
-    threads: int | None = None,
-    tell: Callable[[float], None] = lambda share: None,
-) -> list[Record]:
-    """The records of one case: what each layer takes, and the floor beneath it.
+def measure(job: Job, tell: Callable[[float], None] = lambda share: None) -> list[Record]:
+    """The records of one input: what each contender takes and needs, and the floor beneath.
 
     Args:
-        case: what.
-        budget: for how long.
-        allocator: in which state this process has it; recorded, not arranged.
-        threads: how many; None is as many as torch uses.
+        job: what.
         tell: called with the share that is over.
 
     Raises:
-        WrongValues: a contender does not compute what it should.
+        WrongValues: a sweep of the floor does not do what it should. What a contender gets wrong is recorded.
     """
-    use(threads)
+    use(job.threads)
     settle_allocator()
-    given = problem(case)
-    timings = race([*layers(case, given), *floor(given)], budget, tell=tell)
-    shared = {
-        "shape": case.size,
-        "layout": case.layout,
-        "dtype": "float32",
-        "bytes": case.bytes,
-        "allocator": allocator,
-        "threads": torch.get_num_threads(),
-    }
+    given = problem(job.case)
+    records: list[Record] = []
+    for number, op in enumerate(job.ops):
+        done = number / len(job.ops)
+        if job.allocator == COUNTING:
+            records += _counted(job, given, op)
+            tell(done)
+            continue
+        records += _timed(
+            job,
+            given,
+            op,
+            lambda share, done=done: tell(done + share / len(job.ops)),  # type: ignore[misc]
+        )
+    return records
+
+
+def _timed(job: Job, given: Problem, op: Op, tell: Callable[[float], None]) -> list[Record]:
+    contenders, floors = _contenders(given, op, job.names), floor.contenders(given, op)
+    refused: dict[str, str] = {}
+    timings = race([*contenders, *floors], job.budget, tell=tell, refused=refused)
+    for each in floors:
+        if each.name in refused:
+            raise WrongValues(refused[each.name])
+    return _records(job, op, timings, refused)
+
+
+def _counted(job: Job, given: Problem, op: Op) -> list[Record]:
+    """The memory that a training step needs, where that can be counted; values are checked where it is timed."""
     records = []
-    for what in PASSES:
-        moved = {**shared, "bytes_moved": LEAST_MOVED[what] * case.bytes}
-        for library in LAYERS:
-            timing = timings[f"{library} {what}"]
-            where = {**moved, "contender": library, "page_faults": timing.page_faults}
-            records.append(_record(what, timing, where))
-        best, stores = _floor(timings, what)
-        records.append(_record(f"floor {what}", best, {**moved, "contender": "memory", "stores": stores}))
+    for contender in _contenders(given, op, job.names):
+        name, _, what = contender.name.rpartition(" ")
+        if what != BOTH:
+            continue
+        try:
+            contender.run()
+        except Exception:  # what does not compile has been told where it was timed
+            continue
+        if name == JAX:
+            time.sleep(LETTING_GO)
+        where = {**_conditions(job, op), "contender": name}
+        records.append(Record(PEAK, memory.peak(contender.run), "bytes", where))
     return records
 
 
@@ -77,20 +94,45 @@ def settle_allocator() -> None:
     del block
 
 
-def _floor(timings: Mapping[str, Timing], what: str) -> tuple[Timing, str]:
-    """The sweeps that `what` cannot do without, each with the better kind of stores, which are named."""
-    sweeps = {FORWARD: ("copy",), BOTH: ("copy", "triad")}[what]
-    total, chosen = None, []
-    for sweep in sweeps:
-        stores = min(STORES, key=lambda kind, sweep=sweep: timings[f"{sweep} {kind}"].median)  # type: ignore[misc]
-        best = timings[f"{sweep} {stores}"]
-        total = best if total is None else total.then(best)
-        chosen.append(stores)
-    assert total is not None
-    return total, ", ".join(chosen)
+def _contenders(given: Problem, op: Op, names: Sequence[str]) -> list[Contender]:
+    truth, found = cache(lambda: given.truth(op)), []
+    for name in names:
+        jax = name == JAX
+        step = peers.jax_step(given, op, torch.get_num_threads()) if jax else torch_step(name, given, op)
+        rounds = FEW if name in (COMPILED, JAX) else None
+        found += racers(name, step, truth, tolerance(name, given), rounds)
+    return found
+
+
+def _conditions(job: Job, op: Op) -> dict[str, Scalar]:
+    return {
+        "shape": job.case.size,
+        "layout": job.case.layout,
+        "dtype": job.case.dtype,
+        "op": op,
+        "allocator": job.allocator,
+        "threads": torch.get_num_threads(),
+        "bytes": job.case.bytes,
+    }
+
+
+def _records(job: Job, op: Op, timings: Mapping[str, Timing], refused: Mapping[str, str]) -> list[Record]:
+    records = []
+    for what in PASSES:
+        moved = {**_conditions(job, op), "bytes_moved": round(bytes_moved(job.case, op, what))}
+        for name in job.names:
+            who, where = f"{name} {what}", {**moved, "contender": name}
+            if who in refused:
+                records.append(Record(what, None, "seconds", {**where, "refused": refused[who]}))
+                continue
+            faults = {"page_faults": timings[who].page_faults}
+            records.append(_record(what, timings[who], {**where, **faults}))
+        best, stores = floor.best(timings, op, what)
+        records.append(_record(f"floor {what}", best, {**moved, "contender": MEMORY, "stores": stores}))
+    return records
 
 
 def _record(what: str, timing: Timing, where: Mapping[str, Any]) -> Record:
-    low, middle, high = timing.quartiles
+    low, middle, high = (float(f"{seconds:.4g}") for seconds in timing.quartiles)
     spread = {"q25": low, "q75": high, "rounds": len(timing.samples)}
     return Record(what, middle, "seconds", {**where, **spread})

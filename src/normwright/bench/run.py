@@ -1,38 +1,95 @@
-"""The whole benchmark: a process for each case and state of the allocator, its progress, its records."""
+"""The whole benchmark: what is measured of whom, its progress, its records."""
 
-import json
 import os
-import platform
 import re
-import subprocess
-import sys
+import shlex
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from errno import EISDIR
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 
-from normwright.bench import machine, table
-from normwright.bench.cases import CASES, QUICK, Case
-from normwright.bench.timer import Budget, WrongValues
-from normwright.bench.worker import REFUSED, Job
+from normwright.bench import cases, grid, machine, table
+from normwright.bench.cases import DTYPES, Case
+from normwright.bench.grid import Grid
+from normwright.bench.job import Job
+from normwright.bench.memory import NOISE
+from normwright.bench.notes import BUSY
+from normwright.bench.processes import CannotMeasure as CannotMeasure  # also for those who call `run`
+from normwright.bench.processes import Workers, allocators, can_count
+from normwright.bench.timer import Budget
+from normwright.bench.truth import VALUES_COMPARED
 from normwright.kernels import NATIVE
 from normwright.report import records, terminal
 from normwright.report.records import Record
 from normwright.report.words import Say
 
-# glibc reads these when a process starts: no block is mapped of its own, and none is ever handed back, so that an
-# output finds the pages of one freed before.
-WARM = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
-FULL_BUDGET, QUICK_BUDGET = Budget(seconds=3, least=9, most=1000), Budget(seconds=0.6, least=3, most=200)
+FULL_BUDGET, QUICK_BUDGET = Budget(seconds=0.6, least=5, most=300), Budget(seconds=0.25, least=3, most=100)
+SLOW = (cases.COMPILED, cases.JAX)
 
 
-class CannotMeasure(Exception):  # noqa: N818  # a state of things, and the words a user reads
-    """There is nothing here that could be measured."""
+@dataclass(frozen=True)
+class Order:
+    """What is asked for.
+
+    Attributes:
+        quick: few inputs, few rounds, warm memory alone.
+        threads: numbers of threads; empty is as many as torch uses.
+        only: a pattern that a cell's name must hold.
+        names: contenders beside ours; None is all that are here.
+    """
+
+    quick: bool = False
+    threads: tuple[int, ...] = ()
+    only: str | None = None
+    names: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        quick: bool = False,
+        threads: Sequence[str] | None = None,
+        only: str | None = None,
+        contenders: str | None = None,
+    ) -> "Order":
+        """From the words of a command line.
+
+        Raises:
+            CannotMeasure: a word is none of those that can be.
+        """
+        counts: list[int] = []
+        for word in ",".join(threads or ()).split(",") if threads else ():
+            if word != "all" and not (word.isdecimal() and int(word) > 0):
+                raise CannotMeasure(f"expected --threads from 1, or all, got {word}.")
+            counts.append(_cores() if word == "all" else int(word))
+        try:
+            re.compile(only or "")
+        except re.error as error:
+            raise CannotMeasure(
+                f"expected --only to be a regular expression, got {only!r}: {error}."
+            ) from error
+        names = None if contenders is None else tuple(contenders.split(","))
+        for name in names or ():
+            if name not in (*cases.RIVALS, cases.OURS):
+                known = ", ".join((*cases.RIVALS, cases.OURS))
+                raise CannotMeasure(f"expected --contenders among {known}, got {name}.")
+        return cls(quick, tuple(dict.fromkeys(counts)), only, names)
+
+    @property
+    def command(self) -> str:
+        """The command that asks for it."""
+        parts = ["normwright bench", *["--quick"] * self.quick]
+        parts += [f"--threads {','.join(map(str, self.threads))}"] * bool(self.threads)
+        parts += [f"--only {shlex.quote(self.only)}"] if self.only is not None else []
+        parts += [f"--contenders {','.join(self.names)}"] if self.names is not None else []
+        return " ".join(parts)
 
 
 class Left(ProgressColumn):
@@ -47,55 +104,90 @@ class Left(ProgressColumn):
 
 
 def run(
+    order: Order,
     *,
-    quick: bool = False,
-    threads: int | None = None,
     into: Path | None = None,
+    figure: Path | None = None,
     console: Console | None = None,
-    cases: Sequence[Case] | None = None,
+    of: Grid | None = None,
     budget: Budget | None = None,
-) -> list[Record]:
-    """Measure every case in every state of the allocator, print the tables, write the records where asked.
+) -> bool:
+    """Measure, print the tables, write the records where asked; False where a contender was refused.
 
     Args:
-        quick: few cases, few rounds.
-        threads: how many; None is as many as torch uses.
-        into: a file; None writes nothing.
+        order: what.
+        into: a file for the records; None writes nothing.
+        figure: a file for a picture of them.
         console: where to print.
-        cases, budget: others than those `quick` chooses from.
+        of, budget: others than those `order.quick` chooses from.
 
     Raises:
-        CannotMeasure: no native kernels, or a process that measures broke.
-        WrongValues: a contender does not compute what it should.
-        OSError: `into` cannot be written; raised before anything is measured.
+        CannotMeasure: no native kernels, nothing chosen, a contender that is not here, or a process broke.
+        WrongValues: a sweep of the floor does not do what it should.
+        OSError: a file cannot be written; raised before anything is measured.
     """
     if not NATIVE:
         raise CannotMeasure(f"there is nothing to measure: {machine.PURE}.")
     console = console or Console()
-    if into is not None:
-        _claim(into)
-    cases = cases or (QUICK if quick else CASES)
-    budget = budget or (QUICK_BUDGET if quick else FULL_BUDGET)
+    for file in (into, figure):
+        if file is not None:
+            _claim(file)
+    names, missing = _contenders(order)
     states = allocators()
     if len(states) == 1:
         console.print(
             "Warm memory is not measured: that takes glibc, and this Python uses another C library."
         )
-    jobs = [Job(case, budget, state, threads) for case in cases for state in states]
-    measured = _measure_all(jobs, states, console)
-    about = {
-        "command": _command(quick, threads),
-        "quick": quick,
-        "allocators": states,
-        "kernels": machine.kernels(),
-    }
-    document = {"experiment": "bench", **about}
+    for name, why in missing.items():
+        console.print(f"{name} is not measured: {why}.", highlight=False)
+    of = of or (grid.quick() if order.quick else grid.full())
+    budget = budget or (QUICK_BUDGET if order.quick else FULL_BUDGET)
+    jobs = plan(order, of, names, list(states), budget)
+    if not jobs:
+        raise CannotMeasure(f"expected --only to be found in a cell's name, got {order.only!r}.")
+    load = _load()
+    if load > BUSY:
+        console.print(f"The machine is busy (load {load:.1f}): times will be rough.", highlight=False)
+    with Workers(states, names) as workers:
+        measured = _measure_all(jobs, workers, console)
+    document = {**_about(order, of, jobs, states), "missing": missing, "load": round(load, 2)}
     if into is not None:
         records.write(into, measured, **document)
-    terminal.show(table.document(measured, {**document, "stamp": records.stamp()}), console, Say())
+    about = {**document, "stamp": records.stamp()}
+    terminal.show(table.document(measured, about), console, Say())
     if into is not None:
         console.print(f"The records: {into}", soft_wrap=True)
-    return measured
+    if figure is not None:
+        from normwright.bench import figure as picture
+
+        picture.save(measured, figure, Say())
+        console.print(f"The figure: {figure}", soft_wrap=True)
+    return all(r.value is not None for r in measured)
+
+
+def plan(order: Order, of: Grid, names: Sequence[str], states: Sequence[str], budget: Budget) -> list[Job]:
+    """Every job: each input in the first state of the allocator with torch's layer and ours.
+
+    Rivals that take long, and torch's layer in the other state, only join on the subset; where cells were chosen by
+    name, on all. Large inputs come once more, for the memory that a step takes.
+    """
+    only = None if order.only is None else re.compile(order.only)
+    jobs = []
+    for threads in order.threads or (None,):
+        for entry, case in of.cases(DTYPES[:2] if order.quick else DTYPES):
+            ops = grid.chosen(case, only)
+            if not ops:
+                continue
+            whole = only is not None or (entry.subset and case.dtype in DTYPES[:2] and not order.quick)
+            slow = whole or (order.quick and order.names is not None)
+            everyone = tuple(name for name in names if slow or name not in SLOW)
+            quick_ones = tuple(name for name in names if name not in SLOW)
+            jobs.append(Job(case, ops, everyone, budget, states[0], threads))
+            others = states[1:] if whole else ()
+            jobs += [Job(case, ops, quick_ones, budget, state, threads) for state in others]
+            if can_count() and case.bytes >= NOISE:
+                jobs.append(Job(case, ops, everyone, budget, cases.COUNTING, threads))
+    return jobs
 
 
 def file_name() -> str:
@@ -107,63 +199,85 @@ def file_name() -> str:
     )
 
 
-def allocators() -> dict[str, dict[str, str]]:
-    """The states of the allocator that can be measured here, and the variables that bring each about."""
-    default: dict[str, dict[str, str]] = {"default": {}}
-    return {"warm": WARM, **default} if platform.libc_ver()[0] == "glibc" else default
-
-
-def environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment with these variables, and no others, for glibc's allocator."""
-    theirs = {
-        key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_TUNABLES"))
-    }
-    return {**theirs, **variables}
-
-
 def expected_seconds(job: Job) -> float:
     """About how long a job takes: start, values against float64, timing. Only the progress bar asks."""
-    return 2.5 + 1.5e-7 * job.case.values + max(job.budget.seconds, 3e-8 * job.case.values * job.budget.least)
+    values, ops = job.case.values, len(job.ops)
+    if job.allocator == cases.COUNTING:
+        return 0.3 + ops * (4e-8 * values * len(job.names) + 1.5 * (cases.COMPILED in job.names))
+    compiling = 4.0 * (cases.COMPILED in job.names) + 2.0 * (cases.JAX in job.names)
+    slow = 1e-7 * values * sum(name in SLOW for name in job.names)
+    compared = 1e-7 * min(values, VALUES_COMPARED) * len(job.names)
+    timed = min(
+        max(job.budget.seconds, 2e-8 * values * job.budget.least), 1e-4 * job.budget.most + 1e-6 * values
+    )
+    return 0.2 + 4e-8 * values + ops * (compiling + slow + compared + timed)
 
 
-def measure_apart(job: Job, variables: Mapping[str, str], tell: Callable[[float], None]) -> list[Record]:
-    """Measure one case in a process that is started with these variables."""
-    command = [sys.executable, "-m", "normwright.bench.worker", job.dumps()]
-    with tempfile.TemporaryFile("w+") as complaints, _worker(command, variables, complaints) as process:
-        assert process.stdout is not None  # it is a pipe
-        message: dict[str, Any] = {}
-        for line in process.stdout:
-            message = json.loads(line)
-            tell(message.get("over", 1.0))
-        status = process.wait()
-        if status == REFUSED:
-            raise WrongValues(message["refused"])
-        if status != 0 or "records" not in message:
-            complaints.seek(0)
-            last = (complaints.read().strip().splitlines() or ["it said nothing"])[-1]
-            raise CannotMeasure(
-                f"{job.case.size} {job.case.layout}, {job.allocator}: ended with status {status}: {last}"
-            )
-    return [Record(**told) for told in message["records"]]
+def _contenders(order: Order) -> tuple[list[str], dict[str, str]]:
+    """The names of those who are timed, ours last, and of those who cannot be, why."""
+    from normwright.bench import peers  # loads torch
+
+    missing = peers.missing()
+    for name in order.names or ():
+        if name in missing:
+            raise CannotMeasure(f"expected --contenders that are here, got {name}: {missing[name]}.")
+    asked = [name for name in cases.RIVALS if order.names is None or name in order.names]
+    return [*(name for name in asked if name not in missing), cases.OURS], {
+        name: why for name, why in missing.items() if name in asked
+    }
+
+
+def _about(order: Order, of: Grid, jobs: Sequence[Job], states: dict[str, dict[str, str]]) -> dict[str, Any]:
+    """What stands beside the records."""
+    used = {job.allocator for job in jobs}
+    names = dict.fromkeys(name for job in jobs for name in job.names)
+    whole = [job.case for job in jobs if set(job.names) & set(SLOW) or job.allocator == cases.DEFAULT]
+    places = {(entry.shape, entry.layout): entry.reason for entry in of.entries}
+    measured = dict.fromkeys((job.case.shape, job.case.layout) for job in jobs)
+    return {
+        "experiment": "bench",
+        "command": order.command,
+        "quick": order.quick,
+        "allocators": {name: variables for name, variables in states.items() if name in used},
+        "kernels": machine.kernels(),
+        "contenders": {name: _version(name) for name in names},
+        "subset": list(dict.fromkeys(_named(case.shape, case.layout) for case in whole)),
+        "reasons": {_named(*place): places[place] for place in measured},
+        "grids": {
+            name: {_named(*place): weight for place, weight in weights.items() if place in measured}
+            for name, weights in of.weights.items()
+        },
+    }
+
+
+def _named(shape: tuple[int, ...], layout: cases.Layout) -> str:
+    return f"{Case(shape, layout).size} {layout}"
+
+
+def _version(name: str) -> str:
+    return metadata.version("torch" if name == cases.COMPILED else name)
+
+
+def _load() -> float:
+    """How many processes ran in the last minute, where the system tells."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+
+def _cores() -> int:
+    return int(records.stamp()["cores"] or 1)
+
+
+def _measure_all(jobs: Sequence[Job], workers: Workers, console: Console) -> list[Record]:
+    measured: list[Record] = []
+    with _bar(jobs, console) as begin:
+        for job in jobs:
+            measured += workers.measure(job, begin(job))
+    return measured
 
 
 @contextmanager
-def _worker(
-    command: Sequence[str], variables: Mapping[str, str], complaints: Any
-) -> Iterator[subprocess.Popen[str]]:
-    """A worker that does not outlive us, however we leave."""
-    with subprocess.Popen(
-        command, env=environment(variables), stdout=subprocess.PIPE, stderr=complaints, text=True
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def _measure_all(
-    jobs: Sequence[Job], states: Mapping[str, Mapping[str, str]], console: Console
-) -> list[Record]:
+def _bar(jobs: Sequence[Job], console: Console) -> Iterator[Callable[[Job], Callable[[float], None]]]:
+    """A bar over all jobs; what it gives is called as each begins, and what that gives with the share done."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
@@ -172,35 +286,26 @@ def _measure_all(
         TextColumn("left"),
         Left(),
     )
-    measured: list[Record] = []
     with Progress(*columns, console=console, expand=True) as progress:
         task = progress.add_task("", total=sum(map(expected_seconds, jobs)))
         before = 0.0
-        for job in jobs:
-            progress.update(task, description=f"{job.case.size:>14} {job.case.layout:<13} {job.allocator:<7}")
-            seconds = expected_seconds(job)
-            measured += measure_apart(job, states[job.allocator], _bar(progress, task, before, seconds))
+
+        def begin(job: Job) -> Callable[[float], None]:
+            nonlocal before
+            case, start, seconds = job.case, before, expected_seconds(job)
             before += seconds
-            progress.update(task, completed=before)
-        progress.update(task, description="Measured")
-    return measured
+            words = f"{case.size:>15} {case.layout:<13} {case.dtype:<8} {job.allocator:<7}"
+            progress.update(task, description=words, completed=start)
+            return lambda share: progress.update(task, completed=start + share * seconds)
+
+        yield begin
+        progress.update(task, description="Measured", completed=before)
 
 
-def _bar(progress: Progress, task: TaskID, before: float, seconds: float) -> Callable[[float], None]:
-    def tell(share: float) -> None:
-        progress.update(task, completed=before + share * seconds)
-
-    return tell
-
-
-def _claim(into: Path) -> None:
+def _claim(file: Path) -> None:
     """Make the file's folder and see that it can be written, before minutes are spent."""
-    if into.is_dir():
+    if file.is_dir():
         raise IsADirectoryError(EISDIR, "it is a folder")
-    into.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=into.parent):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=file.parent):
         pass
-
-
-def _command(quick: bool, threads: int | None) -> str:
-    return "normwright bench" + " --quick" * quick + (f" --threads {threads}" if threads is not None else "")

@@ -2,7 +2,7 @@
 
 import gc
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -40,12 +40,14 @@ class Contender:
             nobody's time.
         check: raises WrongValues; called once, before anything is timed.
         reset: undoes a run, untimed.
+        rounds: it sits out after so many; None is as many as there are.
     """
 
     name: str
     run: Callable[[], object]
     check: Callable[[], None]
     reset: Callable[[], None] = _nothing
+    rounds: int | None = None
 
 
 class Budget(NamedTuple):
@@ -104,6 +106,7 @@ def race(
     *,
     clock: Clock = perf_counter,
     tell: Callable[[float], None] = lambda share: None,
+    refused: MutableMapping[str, str] | None = None,
 ) -> dict[str, Timing]:
     """Check every contender, warm all up, then time each once a round.
 
@@ -112,13 +115,12 @@ def race(
         budget: for the timed rounds.
         clock: seconds.
         tell: called between rounds with the share of the race that is over.
+        refused: where the words of those are put who compute something else; the race goes on without them.
 
     Raises:
-        WrongValues: from a contender's check; nothing has been timed then.
+        WrongValues: from a contender's check, where there is no `refused`; nothing has been timed then.
     """
-    for contender in contenders:
-        contender.check()
-        contender.reset()
+    contenders = [each for each in contenders if _is_right(each, refused)]
     samples: dict[str, list[tuple[float, int | None]]] = {contender.name: [] for contender in contenders}
     # A new order each round (the same in every run), so that nobody always runs on the cache that one other left.
     shuffle = random.Random(0).shuffle
@@ -131,11 +133,25 @@ def race(
         while over < 1:
             shuffle(order)
             for contender in order:
-                samples[contender.name].append(_time(contender, clock))
+                if contender.rounds is None or rounds < contender.rounds:
+                    samples[contender.name].append(_time(contender, clock))
             rounds += 1
             over = budget.share(rounds, clock() - began)
             tell(over)
     return {name: _timing(both) for name, both in samples.items()}
+
+
+def _is_right(contender: Contender, refused: MutableMapping[str, str] | None) -> bool:
+    try:
+        contender.check()
+    except WrongValues as words:
+        if refused is None:
+            raise
+        refused[contender.name] = str(words)
+        return False
+    finally:
+        contender.reset()
+    return True
 
 
 def _time(contender: Contender, clock: Clock) -> tuple[float, int | None]:

@@ -20,6 +20,8 @@ class Saved(NamedTuple):
         m2: (C,) float64, sum of squared deviations; m2 / count is the biased variance.
         rstd: (C,) float64, 1 / sqrt(m2 / count + eps).
         count: values per channel.
+        bits: one bit per value, written by kernels that tell an activation's derivative by it after a residual;
+            the backward pass then does without the residual. None elsewhere.
     """
 
     mean: FloatArray
@@ -27,6 +29,22 @@ class Saved(NamedTuple):
     m2: FloatArray
     rstd: FloatArray
     count: int  # type: ignore[assignment]  # hides tuple.count, which nobody asks of this
+    bits: bytearray | None = None
+
+
+class Gradients(NamedTuple):
+    """What a backward pass returns.
+
+    Attributes:
+        dx: of x's shape.
+        dgamma, dbeta: (C,) float64.
+        dresidual: of x's shape; None where the forward pass had no residual.
+    """
+
+    dx: NDArray[Any]
+    dgamma: NDArray[Any]
+    dbeta: NDArray[Any]
+    dresidual: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,7 +1,7 @@
 """The four kernels (moments, apply, grad_sums, grad_apply), once per place that runs them.
 
-`reference` is their definition in float64; `cpu` runs them natively; `pure` stands in where the package was
-built without a C++ compiler. All speak of NumPy arrays in the paper's words.
+`reference` is their definition in float64, `activations` that of what may follow; `cpu` runs them natively; `pure`
+stands in where the package was built without a C++ compiler. All speak of NumPy arrays in the paper's words.
 """
 
 from importlib.util import find_spec

@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from normwright.core.moments import FloatArray, Moments, Saved
+from normwright.core.activation import Activation
+from normwright.core.moments import FloatArray, Gradients, Moments, Saved
+from normwright.kernels.activations import activated, gradient
 
 Array = NDArray[Any]
 
@@ -48,76 +50,130 @@ def moments(x: Array, axis: int) -> Moments:
 
 
 def forward_train(
-    x: Array, gamma: Array | None, beta: Array | None, eps: float, axis: int
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    eps: float,
+    axis: int,
+    activation: Activation | None = None,
+    residual: Array | None = None,
 ) -> tuple[FloatArray, Saved]:
     """Algorithm 1: normalize each channel by its mini-batch, scale, shift; keep what `backward_train` needs.
 
     x_hat = (x - mean) * rstd,  rstd = 1/sqrt(m2/m + eps)
-    y     = gamma * x_hat + beta
+    z     = gamma * x_hat + beta (+ residual)
+    y     = activation(z)
 
     Args:
         x, axis: as for `moments`.
         gamma, beta: (C,), or None for 1 and 0.
         eps: added to the variance.
+        activation: what follows (see `normwright.kernels.activations`), or None for y = z.
+        residual: of x's shape, added before the activation; None for 0.
 
     Returns: y of x's shape, and Saved.
 
     Numerics: The mean is kept in two parts: its own rounding would else show in every small x_hat.
 
+    Source: The residual before the activation: He et al., "Deep Residual Learning", CVPR 2016, figure 2.
+
     Example:
-        >>> y, saved = forward_train(np.array([[1.0], [3.0]]), np.array([2.0]), None, eps=3.0, axis=1)
+        >>> x, relu = np.array([[1.0], [3.0]]), Activation("relu")
+        >>> y, saved = forward_train(x, np.array([2.0]), None, eps=3.0, axis=1)
         >>> y.ravel(), saved.rstd
         (array([-1.,  1.]), array([0.5]))
+        >>> forward_train(x, None, None, 3.0, 1, relu, residual=np.array([[0.0], [4.0]]))[0].ravel()
+        array([0. , 4.5])
     """
     X = _rows(x, axis)
     mean, mean_tail, m2 = _two_sweeps(X)
     rstd = 1 / np.sqrt(m2 / max(X.shape[1], 1) + eps)
     saved = Saved(mean, mean_tail, m2, rstd, X.shape[1])
-    return _restored(_column(gamma, 1, X) * _x_hat(X, saved) + _column(beta, 0, X), x, axis), saved
+    return apply(x, gamma, beta, saved, axis, activation, residual), saved
+
+
+def apply(
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    saved: Saved,
+    axis: int,
+    activation: Activation | None = None,
+    residual: Array | None = None,
+) -> FloatArray:
+    """y of `forward_train` from the moments that it saved.
+
+    Example:
+        >>> _, saved = forward_train(np.array([[1.0], [3.0]]), None, None, eps=3.0, axis=1)
+        >>> apply(np.array([[7.0]]), None, None, saved, axis=1)
+        array([[2.5]])
+    """
+    X = _rows(x, axis)
+    z = _z(_x_hat(X, saved), X, gamma, beta, residual, axis)
+    return _restored(activated(z, activation), x, axis)
 
 
 def backward_train(
-    dy: Array, x: Array, gamma: Array | None, saved: Saved, axis: int
-) -> tuple[FloatArray, FloatArray, FloatArray]:
+    dy: Array,
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    saved: Saved,
+    axis: int,
+    activation: Activation | None = None,
+    residual: Array | None = None,
+) -> Gradients:
     """Gradients of a loss through `forward_train`, given the gradient dy with respect to y.
 
-    dbeta  = sum dy_i
-    dgamma = sum dy_i * x_hat_i
-    dx_i   = gamma * rstd * (dy_i - dbeta/m - x_hat_i * dgamma/m)
+    dz        = dy * activation'(z)        z again by the expression of `forward_train`, so that no sign differs
+    dbeta     = sum dz_i
+    dgamma    = sum dz_i * x_hat_i
+    dx_i      = gamma * rstd * (dz_i - dbeta/m - x_hat_i * dgamma/m)
+    dresidual = dz
 
     Args:
         dy: of x's shape.
-        x, gamma, saved, axis: as given to and returned by `forward_train`.
+        x, gamma, beta, saved, axis, activation, residual: as given to and returned by `forward_train`.
 
-    Returns: dx of x's shape, dgamma (C,), dbeta (C,).
+    Returns: dx of x's shape, dgamma (C,), dbeta (C,), and with a residual dresidual of x's shape.
 
     Source: Section 3, the six lines of the chain rule, terms collected, with sum (x_i - mean) = 0.
 
     Example:
         >>> x, dy = np.array([[1.0], [3.0]]), np.array([[0.0], [4.0]])
         >>> _, saved = forward_train(x, None, None, eps=3.0, axis=1)
-        >>> dx, dgamma, dbeta = backward_train(dy, x, None, saved, axis=1)
+        >>> dx, dgamma, dbeta, _ = backward_train(dy, x, None, None, saved, axis=1)
         >>> dx.ravel(), dgamma, dbeta
         (array([-0.75,  0.75]), array([2.]), array([4.]))
     """
     X, dY = _rows(x, axis), _rows(dy, axis)
     x_hat = _x_hat(X, saved)
-    dbeta = dY.sum(axis=1)
-    dgamma = (dY * x_hat).sum(axis=1)
+    dZ = gradient(dY, _z(x_hat, X, gamma, beta, residual, axis), activation)
+    dbeta = dZ.sum(axis=1)
+    dgamma = (dZ * x_hat).sum(axis=1)
     mean_of_both = (dbeta[:, None] + x_hat * dgamma[:, None]) / max(saved.count, 1)
-    dX = _column(gamma, 1, X) * saved.rstd[:, None] * (dY - mean_of_both)
-    return _restored(dX, x, axis), dgamma, dbeta
+    dX = _column(gamma, 1, X) * saved.rstd[:, None] * (dZ - mean_of_both)
+    dresidual = None if residual is None else _restored(dZ, x, axis)
+    return Gradients(_restored(dX, x, axis), dgamma, dbeta, dresidual)
 
 
 def forward_fixed(
-    x: Array, gamma: Array | None, beta: Array | None, mean: Array, var: Array, eps: float, axis: int
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    mean: Array,
+    var: Array,
+    eps: float,
+    axis: int,
+    activation: Activation | None = None,
+    residual: Array | None = None,
 ) -> FloatArray:
     """Normalize by statistics that do not depend on x: inference, and training of a frozen layer.
 
-    y = gamma * (x - mean) / sqrt(var + eps) + beta
+    y = activation(gamma * (x - mean) / sqrt(var + eps) + beta (+ residual))
 
     Args:
-        x, gamma, beta, eps, axis: as for `forward_train`.
+        x, gamma, beta, eps, axis, activation, residual: as for `forward_train`.
         mean, var: (C,).
 
     Returns: y of x's shape.
@@ -130,33 +186,45 @@ def forward_fixed(
     """
     X = _rows(x, axis)
     rstd = 1 / np.sqrt(_column(var, 1, X) + eps)
-    y = _column(gamma, 1, X) * ((X - _column(mean, 0, X)) * rstd) + _column(beta, 0, X)
-    return _restored(y, x, axis)
+    x_hat = (X - _column(mean, 0, X)) * rstd
+    return _restored(activated(_z(x_hat, X, gamma, beta, residual, axis), activation), x, axis)
 
 
 def backward_fixed(
-    dy: Array, x: Array, gamma: Array | None, mean: Array, var: Array, eps: float, axis: int
-) -> tuple[FloatArray, FloatArray, FloatArray]:
+    dy: Array,
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    mean: Array,
+    var: Array,
+    eps: float,
+    axis: int,
+    activation: Activation | None = None,
+    residual: Array | None = None,
+) -> Gradients:
     """Gradients of a loss through `forward_fixed`: mean and var are constants.
 
-    dbeta = sum dy_i,  dgamma = sum dy_i * x_hat_i,  dx_i = gamma * dy_i / sqrt(var + eps)
+    dz = dy * activation'(z),  dbeta = sum dz_i,  dgamma = sum dz_i * x_hat_i
+    dx_i = gamma * dz_i / sqrt(var + eps),  dresidual = dz
 
     Args:
         dy: of x's shape.
-        x, gamma, mean, var, eps, axis: as given to `forward_fixed`.
+        x, gamma, beta, mean, var, eps, axis, activation, residual: as given to `forward_fixed`.
 
-    Returns: dx of x's shape, dgamma (C,), dbeta (C,).
+    Returns: as `backward_train`.
 
     Example:
         >>> one = np.array([1.0])
-        >>> backward_fixed(np.array([[2.0]]), np.array([[7.0]]), None, one, 3 * one, eps=1.0, axis=1)
-        (array([[1.]]), array([6.]), array([2.]))
+        >>> backward_fixed(np.array([[2.0]]), np.array([[7.0]]), None, None, one, 3 * one, eps=1.0, axis=1)
+        Gradients(dx=array([[1.]]), dgamma=array([6.]), dbeta=array([2.]), dresidual=None)
     """
     X, dY = _rows(x, axis), _rows(dy, axis)
     rstd = 1 / np.sqrt(_column(var, 1, X) + eps)
     x_hat = (X - _column(mean, 0, X)) * rstd
-    dx = _restored(_column(gamma, 1, X) * rstd * dY, x, axis)
-    return dx, (dY * x_hat).sum(axis=1), dY.sum(axis=1)
+    dZ = gradient(dY, _z(x_hat, X, gamma, beta, residual, axis), activation)
+    dx = _restored(_column(gamma, 1, X) * rstd * dZ, x, axis)
+    dresidual = None if residual is None else _restored(dZ, x, axis)
+    return Gradients(dx, (dZ * x_hat).sum(axis=1), dZ.sum(axis=1), dresidual)
 
 
 def algorithm_1(x: Array, gamma: Array, beta: Array, eps: float, axis: int) -> FloatArray:
@@ -247,3 +315,16 @@ def _two_sweeps(X: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
 def _x_hat(X: FloatArray, saved: Saved) -> FloatArray:
     """The normalized activations, (C, m)."""
     return ((X - saved.mean[:, None]) - saved.mean_tail[:, None]) * saved.rstd[:, None]
+
+
+def _z(
+    x_hat: FloatArray,
+    X: FloatArray,
+    gamma: Array | None,
+    beta: Array | None,
+    residual: Array | None,
+    axis: int,
+) -> FloatArray:
+    """What goes into the activation, (C, m): the one expression of it, forward and backward."""
+    z = _column(gamma, 1, X) * x_hat + _column(beta, 0, X)
+    return z if residual is None else z + _rows(residual, axis)

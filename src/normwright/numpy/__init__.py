@@ -4,14 +4,20 @@ Two words differ between frameworks, so this door says them once: `momentum` wei
 (PyTorch's weighs the new one; its 0.1 is 0.9 here), and the recorded variance is the biased one, by which
 training normalizes.
 
-x is a float32 or float64 array of rank 2 or more, its channels on any axis, in any memory layout. It is
-never modified. What is returned for x (y, dx) has its dtype; what belongs to a channel (statistics, dgamma,
-dbeta) is float64.
+x is an array of float32, float64, float16 or bfloat16 (of the package ml_dtypes), of rank 2 or more, its channels
+on any axis, in any memory layout. It is never modified, unless it is given as `out`, too. What is returned for x
+(y, dx, dresidual) has its dtype; what belongs to a channel (statistics, dgamma, dbeta) is float64. Half types are
+computed in float32 and rounded once.
+
+The addition of a residual and an activation can follow in the same pass over memory.
 """
 
+from normwright.core.activation import Activation
+from normwright.core.moments import Gradients
 from normwright.numpy.functional import (
     Cache,
     batchnorm_backward,
+    batchnorm_backward_residual,
     batchnorm_predict,
     batchnorm_train,
     batchnorm_train_cached,
@@ -20,10 +26,13 @@ from normwright.numpy.layer import BatchNorm
 from normwright.numpy.population import Population
 
 __all__ = [
+    "Activation",
     "BatchNorm",
     "Cache",
+    "Gradients",
     "Population",
     "batchnorm_backward",
+    "batchnorm_backward_residual",
     "batchnorm_predict",
     "batchnorm_train",
     "batchnorm_train_cached",

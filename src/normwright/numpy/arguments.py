@@ -29,20 +29,51 @@ class Settings(NamedTuple):
     running_var: Float64 | None
 
 
+FLOATS = ("float32", "float64", "float16", "bfloat16")
+"""The types of x, by name: bfloat16 is that of the package ml_dtypes, which need not be there."""
+
+
 def array(call: str, name: str, x: Any) -> Array:
-    """x as a plain float32 or float64 array. A masked array is refused: its mask would be lost unseen."""
+    """x as a plain array of one of FLOATS. A masked array is refused: its mask would be lost unseen."""
     if isinstance(x, np.ma.MaskedArray):
         remedy = "Fill in or leave out the masked values first."
         raise DtypeError(message(call, f"{name} to be a plain array", "a masked array", remedy=remedy))
     if not isinstance(x, np.ndarray):
         remedy = f"Use np.asarray({name}, dtype=np.float32)."
         raise DtypeError(message(call, f"{name} to be a NumPy array", type(x).__name__, remedy=remedy))
-    if x.dtype not in (np.float32, np.float64):
+    if x.dtype.name not in FLOATS or not x.dtype.isnative:
         remedy = f"Use {name}.astype(np.float32)."
         if x.dtype.kind == "c":
             remedy = f"Normalize {name}.real and {name}.imag, each for itself."
-        raise DtypeError(message(call, f"{name} of dtype float32 or float64", str(x.dtype), remedy=remedy))
+        expected = f"{name} of dtype {', '.join(FLOATS[:-1])} or {FLOATS[-1]}"
+        raise DtypeError(message(call, expected, str(x.dtype), remedy=remedy))
     return np.asarray(x)
+
+
+def like_x(call: str, name: str, given: Any, x: Array) -> Array:
+    """An array of x's shape and dtype: dy, a residual, a place for the result."""
+    other = array(call, name, given)
+    if other.shape != x.shape:
+        raise ShapeError(message(call, f"{name} of shape {x.shape}, as x", str(other.shape)))
+    if other.dtype != x.dtype:
+        remedy = f"Use {name}.astype(x.dtype)."
+        raise DtypeError(message(call, f"{name} of dtype {x.dtype}, as x", str(other.dtype), remedy=remedy))
+    return other
+
+
+def residual(call: str, given: Any, x: Array) -> Array | None:
+    """What is added before the activation; None stays None."""
+    return None if given is None else like_x(call, "residual", given, x)
+
+
+def out(call: str, given: Any, x: Array) -> Array | None:
+    """Where the result is to be written; None stays None."""
+    if given is None:
+        return None
+    place = like_x(call, "out", given, x)
+    if not place.flags.writeable:
+        raise ShapeError(message(call, "out that can be written", "a read-only array"))
+    return place
 
 
 def vector(call: str, name: str, values: Any, shape: tuple[int, ...], axis: int) -> Float64 | None:
@@ -50,7 +81,7 @@ def vector(call: str, name: str, values: Any, shape: tuple[int, ...], axis: int)
     if values is None:
         return None
     given = np.asarray(values)
-    if given.dtype.kind not in "fiu":
+    if given.dtype.kind not in "fiu" and given.dtype.name not in FLOATS:
         raise DtypeError(message(call, f"{name} of real numbers", f"dtype {given.dtype}"))
     check_per_channel(call, name, given.shape, shape, axis)
     return given.astype(np.float64)

@@ -43,7 +43,7 @@ class Population:
         self._moments: Moments | None = None
 
     def add(self, batch: Array) -> Self:
-        """Take in a batch of any size, float32 or float64.
+        """Take in a batch of any size, of any type that `batchnorm_train` takes.
 
         Returns:
             Itself, for chaining.
@@ -94,7 +94,7 @@ class Population:
         (x - mean) / sqrt(var)     the population itself comes out with mean 0 and variance 1
 
         Args:
-            x: float32 or float64, with the population's channels.
+            x: of the types of `batchnorm_train`, with the population's channels.
 
         Returns:
             An array of x's shape and dtype. A channel that is constant in the population is centred and not

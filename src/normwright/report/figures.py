@@ -21,6 +21,7 @@ from matplotlib.ticker import FixedFormatter, FuncFormatter, LogLocator, MaxNLoc
 from normwright.report import style
 
 LABELS_APART = 0.075  # of the height of the axes: two lines of type
+PANEL = 3.0, 1.9  # inches
 HEXAGRAMS = range(0x4DC0, 0x4E00)
 
 
@@ -78,6 +79,25 @@ class Dots:
     colour: str
 
 
+@dataclass(frozen=True)
+class Cloud:
+    """Points of one name, told apart by their colour and their sign alike."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: str
+    sign: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One of many small pictures over the same axes."""
+
+    title: str
+    clouds: Sequence[Cloud]
+
+
 def lines(drawn: Sequence[Line], x: Axis, y: Axis, *, level: float | None = None) -> Figure:
     """Lines over one x, named at their right ends; `level` is a dashed horizontal line behind them."""
     with matplotlib.rc_context(style.MATPLOTLIB):
@@ -115,6 +135,35 @@ def dots(rows: Sequence[Dots], axis: Axis, *, level: float | None = None) -> Fig
         _divide(axes, "x", axis)
         axes.set_xlim(axis.low, axis.high)
     return figure
+
+
+def panels(rows: Sequence[Sequence[Panel]], x: Axis, y: Axis, *, level: float | None = None) -> Figure:
+    """Small pictures in rows, all over the same axes; the names of their clouds stand once, on top."""
+    with matplotlib.rc_context(style.MATPLOTLIB):
+        columns = max(len(row) for row in rows)
+        size = (PANEL[0] * columns, 0.6 + PANEL[1] * len(rows))
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(len(rows), columns, sharex=True, sharey=True, squeeze=False)
+        names: dict[str, Any] = {}
+        for row, of in zip(grid, rows, strict=True):
+            for axes, panel in zip(row, of, strict=True):
+                _panel(axes, panel, level, names)
+                _scale(axes, x, y)
+                axes.label_outer()
+        _cut(grid[0][0], x, y)
+        told = figure.legend(names.values(), names, loc="outside upper left", ncols=len(names), frameon=False)
+        for text, mark in zip(told.get_texts(), names.values(), strict=True):
+            text.set_color(mark.get_color())
+    return figure
+
+
+def _panel(axes: Axes, panel: Panel, level: float | None, names: dict[str, Any]) -> None:
+    axes.set_title(panel.title, loc="left", fontsize=8)
+    if level is not None:
+        axes.axhline(level, color=style.FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    for cloud in panel.clouds:
+        (mark,) = axes.plot(cloud.x, cloud.y, cloud.sign, color=cloud.colour, alpha=0.7, markersize=3.5)
+        names.setdefault(cloud.label, mark)
 
 
 def _axes(height: float) -> tuple[Figure, Axes]:

@@ -1,7 +1,11 @@
-"""torch's own batch norm, for what the native kernels do not take: devices, half types, transforms, compilation.
+"""torch's own batch norm, for what the native kernels do not take: other devices, transforms, compilation.
 
 What torch's lacks is done around it: channels on any axis, mixed types, statistics that must not move, or not to
-NaN. Everything here is tensor operations without a question to a device, so that it can be compiled and captured.
+NaN; and what follows, the addition and the activation. Everything here is tensor operations without a question to a
+device, so that it can be compiled and captured.
+
+Half types are rounded once where that costs no memory that would last: on a CPU, where operations are compiled, and
+under transforms. Elsewhere, and where the statistics are half as well, they are rounded by each of the operations.
 """
 
 import torch
@@ -10,8 +14,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import _disable_current_modes
 
 from normwright.core import checks
-from normwright.torch import kernels
+from normwright.core.activation import Activation
+from normwright.torch import activations
 from normwright.torch.running import HALF, Guard, Running
+from normwright.torch.watched import being_traced, being_transformed, being_watched
 
 _CANNOT_SEE = ("updated in place", "mutate a captured", "in-place arithmetic", "in-place operation")
 
@@ -24,9 +30,13 @@ def batch_norm_train(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
+    activation: Activation | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Normalize by the batch; move the running statistics in place."""
-    if not running.moves and _is_transformed():
+    dtype = x.dtype
+    x = _wide(x, running, activation, residual)
+    if not running.moves and being_transformed():
         running = Running(None, None)
     elif not running.moves:  # the same operations, on copies: a repeated pass is compared with the first
         copies = _copy(running.mean), _copy(running.var), _copy(running.counter)
@@ -35,7 +45,8 @@ def batch_norm_train(
         if running.counter is not None:
             running.counter.add_(1)
         weight, bias, _, _ = _in_one_type(x, axis, running, weight, bias)
-        return _batch_norm(x, axis, None, None, weight, bias, True, 0.0, eps)
+        y = _batch_norm(x, axis, None, None, weight, bias, True, 0.0, eps)
+        return _follow(y, dtype, activation, residual)
     weight, bias, mean, var = _in_one_type(x, axis, running, weight, bias)
     assert mean is not None
     assert var is not None
@@ -53,15 +64,51 @@ def batch_norm_train(
             _move(running, mean.detach(), var.detach())
     except RuntimeError as error:
         raise _in_other_words(call, error) from error
-    return y
+    return _follow(y, dtype, activation, residual)
 
 
 def batch_norm_fixed(
-    x: Tensor, axis: int, running: Running, weight: Tensor | None, bias: Tensor | None, eps: float
+    x: Tensor,
+    axis: int,
+    running: Running,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: Activation | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Normalize by a given mean and variance, which are constants."""
+    dtype = x.dtype
+    x = _wide(x, running, activation, residual)
     weight, bias, mean, var = _in_one_type(x, axis, running, weight, bias)
-    return _batch_norm(x, axis, mean, var, weight, bias, False, 0.0, eps)
+    y = _batch_norm(x, axis, mean, var, weight, bias, False, 0.0, eps)
+    return _follow(y, dtype, activation, residual)
+
+
+def _wide(x: Tensor, running: Running, activation: Activation | None, residual: Tensor | None) -> Tensor:
+    """A half x in float32 where more than torch's batch norm is to come and the copy is no burden (see above)."""
+    if (
+        (activation is None and residual is None)
+        or x.dtype not in HALF
+        or (running.mean is not None and running.mean.dtype in HALF)
+        or not (x.device.type == "cpu" or being_traced() or being_transformed())
+    ):
+        return x
+    return x.float()
+
+
+def _follow(y: Tensor, dtype: torch.dtype, activation: Activation | None, residual: Tensor | None) -> Tensor:
+    """activation(y + residual), the residual taken in `dtype`, in which the result is."""
+    if residual is not None:
+        y = y + _in_type(_in_type(residual, dtype), y.dtype)
+    if activation is not None:
+        y = activations.apply(activation, y)
+    return _in_type(y, dtype)
+
+
+def _in_type(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """t in `dtype`; an exported program shows no conversion where there is none."""
+    return t if t.dtype == dtype else t.to(dtype)
 
 
 def _batch_norm(
@@ -70,12 +117,12 @@ def _batch_norm(
 ) -> Tensor:  # fmt: skip
     """torch's, with channels on any axis."""
     dtype = x.dtype
-    if dtype in HALF and _is_transformed():  # vmap's rule refuses float32 numbers beside a half x
+    if dtype in HALF and being_transformed():  # vmap's rule refuses float32 numbers beside a half x
         x = x.float()
     y = _channels_back(
         F.batch_norm(_channels_second(x, axis), mean, var, weight, bias, by_batch, momentum, eps), x, axis
     )
-    return y if y.dtype == dtype else y.to(dtype)
+    return _in_type(y, dtype)
 
 
 def _is_laid_last(x: Tensor) -> bool:
@@ -112,19 +159,19 @@ def _in_one_type(
     numbers = (weight, bias, running.mean, running.var)
     half = x.dtype in HALF
     if all(t is None or t.dtype == x.dtype for t in numbers) and (
-        not half or (running.mean is not None and not _is_transformed())
+        not half or (running.mean is not None and not being_transformed())
     ):
         return numbers
     dtype = torch.float32 if half else x.dtype
     if half and weight is None:
         weight = torch.ones(x.shape[axis], dtype=dtype, device=x.device)
     numbers = (weight, bias, running.mean, running.var)
-    return tuple(t if t is None or t.dtype == dtype else t.to(dtype) for t in numbers)
+    return tuple(t if t is None else _in_type(t, dtype) for t in numbers)
 
 
 def _copy(t: Tensor | None) -> Tensor | None:
     """A copy that no mode sees being made: selective checkpointing wants the operations of the first pass again."""
-    if t is None or kernels.being_traced():
+    if t is None or being_traced():
         return None if t is None else t.clone()
     with _disable_current_modes():
         return t.clone()
@@ -155,14 +202,14 @@ def _report(guard: Guard, finite: Tensor, moves: bool) -> None:
     """Let the guard know whether the batch was finite, without waiting for a device unless it is to raise."""
     skipped = guard.skipped if moves else _copy(guard.skipped)
     assert skipped is not None
-    if kernels.being_traced():
+    if being_traced():
         if guard.raises and moves:
             torch._assert_async(finite, f"{guard.layer}: the batch's mean or variance is NaN or infinite.")
         elif not guard.raises and not torch.compiler.is_exporting():
             skipped.add_((~finite).to(skipped.device))  # an exported program has no place to count in
-    elif type(finite) is not Tensor or finite.is_meta or (_is_transformed() and not guard.raises):
+    elif type(finite) is not Tensor or finite.is_meta or (being_transformed() and not guard.raises):
         pass  # shapes without values; and a transform lets nobody count outside of it
-    elif guard.raises or (finite.is_cpu and not kernels.being_watched()):
+    elif guard.raises or (finite.is_cpu and not being_watched()):
         if not finite and moves:
             guard.refuse()
     else:
@@ -171,14 +218,9 @@ def _report(guard: Guard, finite: Tensor, moves: bool) -> None:
         )  # elsewhere only under DataParallel, whose replicas share a guard
 
 
-def _is_transformed() -> bool:
-    """True inside a function transform: vmap, grad, jacrev."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
 def _in_other_words(call: str, error: RuntimeError) -> RuntimeError:
     """torch's error; with the way out, where a function transform met statistics that would move."""
-    if not _is_transformed() or not any(words in str(error) for words in _CANNOT_SEE):
+    if not being_transformed() or not any(words in str(error) for words in _CANNOT_SEE):
         return error
     return checks.TransformError(
         f"{call}: expected no running statistics to move under a function transform (vmap, grad, jacrev, ...), "

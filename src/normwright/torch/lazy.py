@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from normwright.core import checks
+from normwright.torch.activations import ActivationLike
 from normwright.torch.modules import (
     BatchNorm1d,
     BatchNorm2d,
@@ -29,15 +30,16 @@ class _LazyLayer(_Layer):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
+        activation: ActivationLike = None,
         channel_dim: int = 1,
         on_nonfinite: OnNonfinite = "skip",
         on_degenerate: OnDegenerate = "raise",
     ) -> None:
         super(_Layer, self).__init__(eps, momentum, affine, track_running_stats, device, dtype, bias=bias)  # type: ignore[arg-type]
-        self._take_options(channel_dim, on_nonfinite, on_degenerate)
+        self._take_options(activation, channel_dim, on_nonfinite, on_degenerate)
 
-    def initialize_parameters(self, input: Tensor) -> None:
-        """Give parameters and buffers the shape (C,) that `input` has."""
+    def initialize_parameters(self, input: Tensor, residual: Tensor | None = None) -> None:
+        """Give parameters and buffers the shape (C,) that `input` has. It gets what forward gets."""
         axis = checks.check_axis(self._name, input.shape, self.channel_dim, "channel_dim")
         super().initialize_parameters(input.movedim(axis, 1))  # type: ignore[misc]
         self._hold_float32()

@@ -9,7 +9,11 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 from normwright.core import checks
-from normwright.torch.functional import check_input, normalize
+from normwright.core.activation import Activation
+from normwright.torch import activations
+from normwright.torch.activations import ActivationLike
+from normwright.torch.arguments import check_input
+from normwright.torch.functional import normalize
 from normwright.torch.recompute import is_recompute
 from normwright.torch.running import HALF, Guard, OnNonfinite, Running
 from normwright.torch.scopes import is_quiet
@@ -29,6 +33,7 @@ class _Layer(nn.modules.batchnorm._BatchNorm):
 
     channel_dim: int = 1
     strict_torch: bool = False
+    _activation: Activation | None = None
     _on_degenerate: OnDegenerate = "raise"
     _on_nonfinite: OnNonfinite = "skip"
     statistics_frozen: bool = False
@@ -47,25 +52,48 @@ class _Layer(nn.modules.batchnorm._BatchNorm):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
+        activation: ActivationLike = None,
         channel_dim: int = 1,
         on_nonfinite: OnNonfinite = "skip",
         on_degenerate: OnDegenerate = "raise",
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
-        self._take_options(channel_dim, on_nonfinite, on_degenerate)
+        self._take_options(activation, channel_dim, on_nonfinite, on_degenerate)
 
-    def _take_options(self, channel_dim: int, on_nonfinite: OnNonfinite, on_degenerate: OnDegenerate) -> None:
+    def _take_options(
+        self,
+        activation: ActivationLike,
+        channel_dim: int,
+        on_nonfinite: OnNonfinite,
+        on_degenerate: OnDegenerate,
+    ) -> None:
         if not isinstance(channel_dim, SupportsIndex):
             raise checks.DtypeError(
                 checks.message(self._name, "channel_dim to be an integer", repr(channel_dim))
             )
         self.channel_dim = index(channel_dim)
         self.on_nonfinite, self.on_degenerate = on_nonfinite, on_degenerate
+        self.activation = activation
         self.settle("")
 
     def _check_choice(self, option: str, value: object, known: tuple[str, ...]) -> None:
         if value not in known:
             raise checks.ShapeError(checks.message(self._name, f"{option} to be one of {known}", repr(value)))
+
+    @property
+    def activation(self) -> Activation | None:
+        """What follows batch norm and the addition; may be set at any time, by a name or a module too."""
+        return self._activation
+
+    @activation.setter
+    def activation(self, value: ActivationLike) -> None:
+        self._activation = activations.parse(self._name, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "activation":  # a module that is set becomes a child, but for this
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     @property
     def on_degenerate(self) -> OnDegenerate:
@@ -107,11 +135,11 @@ class _Layer(nn.modules.batchnorm._BatchNorm):
                 self._guard = Guard(f"{self._name}({self.num_features})", device)
             self._guard.raises = self._on_nonfinite == "raise"
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalize `input`; in training, move the running statistics. Nothing moves on an error."""
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Normalize, add `residual`, activate; in training, move the statistics. Nothing moves on an error."""
         given: object = input
         if not isinstance(given, Tensor):
-            return self._forward_other(given)  # type: ignore[no-any-return]
+            return self._forward_other(given, residual)  # type: ignore[no-any-return]
         axis = self.channel_dim
         self._check_input_dim(input)
         if axis != 1:
@@ -129,7 +157,10 @@ class _Layer(nn.modules.batchnorm._BatchNorm):
             or self.statistics_frozen
             or (self._on_degenerate == "running" and input.numel() == input.shape[axis])
         ):
-            return normalize(self._name, input, axis, Running(mean, var), weight, bias, False, self.eps)
+            running = Running(mean, var)
+            return normalize(
+                self._name, input, axis, running, weight, bias, False, self.eps, self._activation, residual
+            )
         if training and self.track_running_stats:
             momentum = self.momentum
             if momentum is None and counter is None:
@@ -138,13 +169,16 @@ class _Layer(nn.modules.batchnorm._BatchNorm):
             running = Running(mean, var, counter, momentum, counts, self._guard)
         else:
             running = Running(None, None)
-        return normalize(self._name, input, axis, running, weight, bias, True, self.eps)
+        return normalize(
+            self._name, input, axis, running, weight, bias, True, self.eps, self._activation, residual
+        )
 
-    def _forward_other(self, input: Any) -> Any:
+    def _forward_other(self, input: Any, residual: Any) -> Any:
         """torch's own layers are leaves of a symbolic trace, and so are ours. Anything else is an error."""
         if isinstance(input, fx.Proxy):
             path = input.tracer.path_of_module(self)  # type: ignore[attr-defined]
-            return input.tracer.create_proxy("call_module", path, (input,), {})
+            arguments = (input,) if residual is None else (input, residual)
+            return input.tracer.create_proxy("call_module", path, arguments, {})
         return check_input(self._name, input)
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -171,6 +205,7 @@ class _Layer(nn.modules.batchnorm._BatchNorm):
     def extra_repr(self) -> str:
         """torch's words, and every option that is not torch's or not the default."""
         words = str(super().extra_repr())  # type: ignore[no-untyped-call]
+        words += "" if self._activation is None else f", activation={self._activation}"
         for option in ("channel_dim", "_on_nonfinite", "_on_degenerate", "strict_torch"):
             if getattr(self, option) != getattr(_Layer, option):
                 words += f", {option.removeprefix('_')}={getattr(self, option)!r}"
@@ -226,7 +261,7 @@ class _Layer(nn.modules.batchnorm._BatchNorm):
 class BatchNorm1d(_Layer, nn.BatchNorm1d):
     """Batch normalization of (N, C) or (N, C, L): `torch.nn.BatchNorm1d`, computed by normwright's kernels.
 
-    y = weight * (x - mean) / sqrt(var + eps) + bias
+    layer(x, residual=None) = activation(weight * (x - mean) / sqrt(var + eps) + bias + residual)
 
     Args:
         num_features: C.
@@ -237,6 +272,8 @@ class BatchNorm1d(_Layer, nn.BatchNorm1d):
         track_running_stats: keep running_mean and running_var (unbiased), (C,). Default True (torch's).
         device, dtype: of parameters and buffers; beside half parameters the statistics are float32.
         bias: False leaves bias out of affine. Default True (torch's).
+        activation: what follows, as in `batch_norm`: a name, or a module of torch.nn, whose numbers are read now.
+            Default None; may be set later.
         channel_dim: the axis of x that holds the channels. Default 1 (torch's); -1 takes (N, L, C).
         on_nonfinite: what becomes of a batch whose mean or variance is NaN or infinite (y and gradients
             stay what they are). "skip", the default, leaves it out of the running statistics and the counter,
@@ -259,6 +296,8 @@ class BatchNorm1d(_Layer, nn.BatchNorm1d):
         >>> y = layer(torch.tensor([[0.0, 10.0], [2.0, 10.0]]))
         >>> layer.running_mean
         tensor([0.1000, 1.0000])
+        >>> BatchNorm1d(2, activation=torch.nn.LeakyReLU(0.2)).activation
+        Activation(kind='leaky_relu', a=0.2, b=0.0)
     """
 
     _ranks = (2, 3)
