@@ -41,7 +41,9 @@ def test_beyond_two_gigabytes_every_value_has_its_place(large):
     assert saved.count == whole.count == large.size // large.shape[1]
     # merging in another order rounds otherwise, in double
     close.within("mean", saved.mean, whole.mean, 1e-13)
-    close.within("m2", saved.m2, whole.m2, 1e-12 * whole.m2)
+    close.within(
+        "m2", saved.m2, whole.m2, 2.0**-23 * whole.m2
+    )  # squares are rounded in float32, eight at a time
     del y
     # by fixed statistics a value does not depend on where it stands
     mean, var = whole.mean, Moments(whole.count, whole.mean, whole.m2).var()
