@@ -27,11 +27,12 @@ struct Shape {
 };
 constexpr Shape kShapes[] = {
     {"32x64x112x112 NCHW", 32, 64, 12544}, {"32x64x56x56 NCHW", 32, 64, 3136},   {"32x256x14x14 NCHW", 32, 256, 196},
-    {"32x512x7x7 NCHW", 32, 512, 49},      {"32x512x2x2 NCHW", 32, 512, 4},      {"16x3x224x224 NCHW", 16, 3, 50176},
+    {"32x512x7x7 NCHW", 32, 512, 49},      {"16x3x224x224 NCHW", 16, 3, 50176},
     {"32x64x112x112 last", 401408, 64, 1}, {"32x64x56x56 last", 100352, 64, 1},  {"8x256x56x56 last", 25088, 256, 1},
     {"32x256x14x14 last", 6272, 256, 1},   {"8x1024x14x14 last", 1568, 1024, 1}, {"8x2048x7x7 last", 392, 2048, 1},
     {"16x3x224x224 last", 802816, 3, 1},   {"64x8192", 64, 8192, 1},             {"100000x17", 100000, 17, 1},
-    {"100000x129", 100000, 129, 1}};
+    {"100000x129", 100000, 129, 1},        {"in cache, NCHW", 1, 16, 4096},      {"in cache, 64 last", 1024, 64, 1},
+    {"in cache, 256 last", 256, 256, 1},   {"in cache, 2x2", 32, 512, 4},         {"in cache, 7x7", 32, 42, 49}};
 
 double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 

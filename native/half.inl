@@ -16,7 +16,7 @@ INLINE Bits16 to_half(Floats v, bf16) {
 }
 
 #if defined(__AVX512F__)
-// (The conversions as the processor's own are taken by address: GCC 12 fails on them as values.)
+// The processor's own conversions, in assembly: GCC 12 breaks down over its intrinsics for them here.
 INLINE Floats from_half(Bits16 h, f16) {
   Floats v;
   asm("vcvtph2ps %1, %0" : "=v"(v) : "v"(h));
