@@ -79,8 +79,9 @@ INLINE void apply_last(const D* x, Layout from, D* y, Layout to, Tile tile, Numb
   const Called<T> called(after.activation);
   const Strip<T> strip{tile.c1 - tile.c0};
   const int64_t c = tile.c0, words = words_in(to.channels, sizeof(T));
-  for (int64_t first = tile.o0, last; first < tile.o1; first = last) {
-    last = first + strip.rows_together() < tile.o1 ? first + strip.rows_together() : tile.o1;
+  const Together together(strip, tile.o1 - tile.o0);
+  for (int64_t group = 0; group < together.groups; ++group) {
+    const int64_t first = tile.o0 + together.first(group), many = together.in(group);
     each_packs(strip, [&]<int packs, bool narrow>(int64_t p) {
       P center[packs], scale[packs], shift[packs];
       for (int j = 0; j < packs; ++j) {
@@ -88,7 +89,8 @@ INLINE void apply_last(const D* x, Layout from, D* y, Layout to, Tile tile, Numb
         scale[j] = strip.template load<narrow>(n.scale + c, p + j);
         shift[j] = strip.template load<narrow>(n.shift + c, p + j);
       }
-      for (int64_t o = first; o < last; ++o) {
+      for (int64_t k = 0; k < many; ++k) {
+        const int64_t o = first + k * together.step;
         P z[packs];
         for (int j = 0; j < packs; ++j) {
           z[j] = (strip.template load<narrow>(x + o * from.stride + c, p + j) - center[j]) * scale[j] + shift[j];

@@ -14,12 +14,26 @@ namespace baseline { extern const Isa isa; }
 #ifdef NORMWRIGHT_HAS_avx2
 namespace avx2 { extern const Isa isa; }
 namespace avx512 { extern const Isa isa; }
+namespace avx512_bf16 { extern const Kernels<bf16> kernels; }
 #endif
 
 namespace {
 
+#ifdef NORMWRIGHT_HAS_avx2
+// avx512, and bfloat16 by the instructions that round to it.
+const Isa& with_bf16() {
+  static const Isa isa = [] {
+    Isa own = avx512::isa;
+    own.name = "avx512_bf16";
+    own.b16 = avx512_bf16::kernels;
+    return own;
+  }();
+  return isa;
+}
+#endif
+
 struct Available {
-  std::array<const Isa*, 3> sets{};
+  std::array<const Isa*, 4> sets{};
   int count = 0;
   Available() {
     sets[count++] = &baseline::isa;
@@ -29,8 +43,10 @@ struct Available {
                           __builtin_cpu_supports("bmi2");
     if (has_avx2) sets[count++] = &avx2::isa;
     if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
       sets[count++] = &avx512::isa;
+      if (__builtin_cpu_supports("avx512bf16")) sets[count++] = &with_bf16();
+    }
 #endif
   }
 };

@@ -72,8 +72,9 @@ INLINE void grad_apply_last(const D* x, Layout from, const D* dy, D* dx, Layout 
   const Strip<T> strip{tile.c1 - c};
   const GradRows<D> g = rows_from(x, from, dy, dense, after, 0, c);
   D *to = dx + c, *to_residual = after.dresidual ? after.dresidual + c : nullptr;
-  for (int64_t first = tile.o0, last; first < tile.o1; first = last) {
-    last = first + strip.rows_together() < tile.o1 ? first + strip.rows_together() : tile.o1;
+  const Together together(strip, tile.o1 - tile.o0);
+  for (int64_t group = 0; group < together.groups; ++group) {
+    const int64_t first = tile.o0 + together.first(group), many = together.in(group);
     each_packs(strip, [&]<int packs, bool narrow>(int64_t p) {
       P center[packs], scale[packs], shift[packs], slope[packs], level[packs];
       for (int j = 0; j < packs; ++j) {
@@ -83,7 +84,8 @@ INLINE void grad_apply_last(const D* x, Layout from, const D* dy, D* dx, Layout 
         slope[j] = fixed ? P::zero() : strip.template load<narrow>(n.slope + c, p + j);
         level[j] = fixed ? P::zero() : strip.template load<narrow>(n.level + c, p + j);
       }
-      for (int64_t o = first; o < last; ++o) {
+      for (int64_t k = 0; k < many; ++k) {
+        const int64_t o = first + k * together.step;
         P dz[packs], d[packs];
         dz_of_row<how, residual, narrow>(dz, d, g, o, p, strip, center, scale, shift, called);
         if (how != How::plain && to_residual) strip.template put_all<narrow, Stream>(dz, to_residual + o * dense.stride, p);

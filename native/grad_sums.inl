@@ -150,6 +150,7 @@ INLINE void dz_of_row(Pack<T> (&dz)[packs], Pack<T> (&d)[packs], const GradRows<
   });
 }
 
+// Up to eight rows are added in T; of sixteen, both eights before they go to double.
 template <How how, bool residual, class D, class T>
 INLINE void grad_sums_rows(const GradRows<D>& g, int64_t some, Strip<T> strip, Numbers<T> n, const Called<T>& called,
                            StripGradSums<T>& s) {
@@ -161,16 +162,31 @@ INLINE void grad_sums_rows(const GradRows<D>& g, int64_t some, Strip<T> strip, N
       rstd[j] = strip.template load<narrow>(n.rstd, p + j);
       scale[j] = strip.template load<narrow>(n.scale, p + j);
       shift[j] = strip.template load<narrow>(n.shift, p + j);
-      sum[j] = product[j] = P::zero();
     }
     strip.template foresee<packs>(g.x, g.x_stride, p);
     strip.template foresee<packs>(g.dy, g.dy_stride, p);
-    for (int64_t k = 0; k < some; ++k) {
-      P dz[packs], d[packs];
-      dz_of_row<how, residual, narrow>(dz, d, g, k, p, strip, center, scale, shift, called);
+    const auto add_eight = [&](int64_t from, int64_t to) {
+      for (int j = 0; j < packs; ++j) sum[j] = product[j] = P::zero();
+      for (int64_t k = from; k < to; ++k) {
+        P dz[packs], d[packs];
+        dz_of_row<how, residual, narrow>(dz, d, g, k, p, strip, center, scale, shift, called);
+        for (int j = 0; j < packs; ++j) {
+          sum[j] = sum[j] + dz[j];
+          product[j] = product[j] + dz[j] * (d[j] * rstd[j]);
+        }
+      }
+    };
+    add_eight(0, some < 8 ? some : 8);
+    if (some > 8) {
+      P first_sum[packs], first_product[packs];
       for (int j = 0; j < packs; ++j) {
-        sum[j] = sum[j] + dz[j];
-        product[j] = product[j] + dz[j] * (d[j] * rstd[j]);
+        first_sum[j] = sum[j];
+        first_product[j] = product[j];
+      }
+      add_eight(8, some);
+      for (int j = 0; j < packs; ++j) {
+        sum[j] = first_sum[j] + sum[j];
+        product[j] = first_product[j] + product[j];
       }
     }
     for (int j = 0; j < packs; ++j) {
@@ -206,9 +222,11 @@ INLINE void grad_sums_last(const D* x, Layout from, const D* dy, Layout dense, T
     const int64_t last = first + block < tile.o1 ? first + block : tile.o1;
     for (int64_t k = 0; k < lanes; ++k)
       s.block_dz[k] = s.block_dz_x_hat[k] = s.block_dz_tail[k] = s.block_dz_x_hat_tail[k] = 0;
-    for (int64_t o = first; o < last; o += 8)
-      grad_sums_rows<how, residual>(rows_from(x, from, dy, dense, after, o, tile.c0), last - o < 8 ? last - o : 8, strip,
-                                    from_column(n, tile.c0), called, s);
+    // The prefetching of wide rows looks eight ahead.
+    const int64_t together = strip.packs() <= 4 ? 16 : 8;
+    for (int64_t o = first; o < last; o += together)
+      grad_sums_rows<how, residual>(rows_from(x, from, dy, dense, after, o, tile.c0), last - o < together ? last - o : together,
+                                    strip, from_column(n, tile.c0), called, s);
     for (int64_t k = 0; k < lanes; ++k) {
       two_sum(s.dz[k], s.dz_tail[k], s.block_dz[k]);
       two_sum(s.dz_x_hat[k], s.dz_x_hat_tail[k], s.block_dz_x_hat[k]);

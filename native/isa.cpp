@@ -28,9 +28,14 @@ namespace normwright::NORMWRIGHT_ISA {
 template <class D>
 constexpr Kernels<D> table{moments<D>, apply<D>, grad_sums<D>, grad_apply<D>};
 
+#ifdef NORMWRIGHT_BF16_ALONE
+extern const Kernels<bf16> kernels;
+const Kernels<bf16> kernels = table<bf16>;
+#else
 extern const Isa isa;
 const Isa isa{NORMWRIGHT_NAME(NORMWRIGHT_ISA), table<float>, table<double>, table<bf16>, table<f16>, copy, triad, quad,
               merge_moments, merge_sums, statistics, {forward_gap<float>, backward_gap<float>},
               {forward_gap<double>, backward_gap<double>}};
+#endif
 
 }  // namespace normwright::NORMWRIGHT_ISA

@@ -36,9 +36,6 @@ struct Strip {
         for (int64_t k = 0; k < packs * size; k += line) prefetch(rows + row * stride + pack * size + k);
     }
   }
-  // Rows whose per-channel numbers stay in registers while they are written. Where a strip is too wide for that, memory
-  // prefers whole rows.
-  int64_t rows_together() const { return packs() <= 4 ? 8 : 1; }
   template <bool is_narrow, bool Stream, class D>
   INLINE void put(Pack<T> value, D* row, int64_t pack) const {
     if constexpr (is_narrow) store_first(value, row, width);
@@ -57,6 +54,27 @@ struct Strip {
 };
 
 constexpr int64_t kLanes = kStrip + 16;
+
+// Rows that are written together, piece by piece of four packs, so that per-channel numbers are fetched once for all of them:
+// groups of at most `count` rows, `step` apart; the first rows of groups are `pace` apart. Narrow rows lie side by side. Wide
+// ones are taken from all over the tile: each is then read and written from end to end, in one of a few streams that the
+// machine's prefetchers follow, where pieces of neighbouring rows would lose them.
+struct Together {
+  int64_t rows, groups, count, pace, step;
+  template <class T>
+  Together(Strip<T> strip, int64_t rows) : rows(rows) {
+    const bool wide = strip.packs() > 4;
+    count = wide ? 4 : 8;
+    groups = (rows + count - 1) / count;
+    pace = wide ? 1 : count;
+    step = wide ? groups : 1;
+  }
+  INLINE int64_t first(int64_t group) const { return group * pace; }
+  INLINE int64_t in(int64_t group) const {
+    const int64_t left = (rows - first(group) + step - 1) / step;
+    return left < count ? left : count;
+  }
+};
 
 // Calls work<packs, narrow>(first pack) over all packs of a strip: four whole ones at a time, then one by one.
 template <class T, class Work>

@@ -21,7 +21,8 @@ Array = NDArray[Any]
 
 
 def isa() -> str:
-    """The instruction set whose kernels run: ``"baseline"``, ``"avx2"`` or ``"avx512"``."""
+    """The instruction set whose kernels run: ``"baseline"``, ``"avx2"``, ``"avx512"`` or
+    ``"avx512_bf16"`` (the same with instructions for bfloat16)."""
     return _native.isa()
 
 
