@@ -3,7 +3,7 @@
 # make check   lint, types, slow tests
 # make lab     every experiment at full size into docs/lab; cut off, it goes on where it was
 # make phases  what each phase of the kernels takes, below Python
-# make docs    the tables and pages that are made from docs/lab, and those of the torch door
+# make docs    the tables and pages that are made from docs/lab, and those of the torch door and of statistics
 # Another package index: PIP_INDEX_URL=... make demo (pip reads its own environment variables).
 
 PYTHON ?= python3
@@ -51,13 +51,15 @@ docs: $(READY)
 	$(TABLE) --part questions --into docs/questions.md
 	$(RUN)/normwright behaviour --into docs/pytorch.md
 	$(RUN)/normwright latency --into docs/pytorch.md
+	$(RUN)/normwright populations --into docs/statistics.md
+	$(RUN)/normwright averages --into docs/statistics.md
 	$(RUN)/python -m normwright.bench.models --page docs/models.md
 
 $(READY): $(INSTALLED_FROM)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "normwright needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	@echo "Setting up $(VENV): packages are fetched and the kernels compiled. This takes a few minutes, once."
 	@test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) cmake nanobind ninja scikit-build-core
+	@$(PIP) cmake nanobind ninja scikit-build-core setuptools wheel
 	@$(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $@
 

@@ -1,7 +1,8 @@
 // What comes after normalization, as the kernels carry it along: for n packs of z at a time.
 
-// How dz follows from dy: it is dy; by z and relu; by z and any activation; by bits that forward left.
-enum class How { plain, relu, any, bits };
+// How dz follows from dy: it is dy; by z and relu; by z and any activation; by one bit of each value, which forward left
+// or z tells.
+enum class How { plain, relu, any, told };
 
 template <class D>
 INLINE How how_of(const After<D>& after) {
@@ -24,7 +25,8 @@ INLINE void forward_kinds(const After<D>& after, Work work) {
 }
 template <class D, class Work>
 INLINE void backward_kinds(const After<D>& after, Work work) {
-  if (after.bits) return work.template operator()<How::bits, false>();
+  if (after.bits || (after.activation.is_told_by_a_bit() && after.activation.kind != Kind::relu && !after.residual))
+    return work.template operator()<How::told, false>();
   switch (how_of(after)) {
     case How::plain: return work.template operator()<How::plain, false>();
     case How::relu:
@@ -77,7 +79,10 @@ INLINE void through(Pack<T> (&dy)[n], const Word<T>* bits, const Called<T>& call
     for (int k = 0; k < n; ++k) z[k] = z_of(k);
     called.gradient(reinterpret_cast<const T*>(z), reinterpret_cast<T*>(dy), n, called.a, called.b);
   }
-  if constexpr (how == How::bits)
+  if constexpr (how == How::told) {
+    Word<T> words[n];
+    for (int k = 0; k < n; ++k) words[k] = bits ? bits[k] : called.word(z_of(k));
     for (int k = 0; k < n; ++k)
-      dy[k] = select(mask_of<T>(bits[k]), dy[k], called.leaky ? dy[k] * Pack<T>::of(called.a) : Pack<T>::zero());
+      dy[k] = select(mask_of<T>(words[k]), dy[k], called.leaky ? dy[k] * Pack<T>::of(called.a) : Pack<T>::zero());
+  }
 }

@@ -26,8 +26,8 @@ INLINE void apply_run(Run<D> r, T center, T scale, T shift, const Called<T>& cal
     return z;
   };
   const auto few = [&](int64_t i) {  // less than a pack
-    P z[1] = {(load_first(r.x + i, r.length - i, T(0)) - c) * a + b};
-    if constexpr (residual) z[0] = z[0] + load_first(r.residual + i, r.length - i, T(0));
+    P z[1] = {(load_first(r.x + i, r.length - i) - c) * a + b};
+    if constexpr (residual) z[0] = z[0] + load_first(r.residual + i, r.length - i);
     activate<how>(z, bits(i), called);
     store_first(z[0], r.y + i, r.length - i);
   };

@@ -255,11 +255,11 @@ void bind_tensors(nb::module_& m) {
   m.def(
       "forward_train_seen",
       [](const Seen& s, nb::handle y, double eps, nb::bytearray saved, bool moves, double rate, bool cumulative,
-         bool guarded, nb::handle bits) {
+         bool guarded, bool biased, nb::handle bits) {
         const Saved rows = saved_rows(saved, s.x.at.channels);
         const Running running{{moves ? s.mean.data : nullptr, s.mean.is_double},
                               {moves ? s.var.data : nullptr, s.var.is_double},
-                              moves ? s.counter : nullptr, rate, cumulative, guarded};
+                              moves ? s.counter : nullptr, rate, cumulative, guarded, biased};
         Follows follows = s.follows;
         void* to = room(y);
         if (!take_bits(follows.bits, bits, s.x)) throw nb::value_error("bits: room for bits_bytes");
@@ -268,8 +268,8 @@ void bind_tensors(nb::module_& m) {
                                follows.in<D>());
         });
       },
-      "seen"_a, "y"_a, "eps"_a, "saved"_a, "moves"_a, "rate"_a, "cumulative"_a, "guarded"_a, "bits"_a.none() = nb::none(),
-      "As forward_train. moves: write the running statistics and the counter.");
+      "seen"_a, "y"_a, "eps"_a, "saved"_a, "moves"_a, "rate"_a, "cumulative"_a, "guarded"_a, "biased"_a,
+      "bits"_a.none() = nb::none(), "As forward_train. moves: write the running statistics and the counter.");
 
   m.def(
       "backward_train_seen",

@@ -15,13 +15,13 @@ INLINE void grad_apply_run(GradRun<D> g, D* dx, D* dr, int64_t c, Numbers<T> n, 
   const bool fixed = !n.slope;
   const P center = P::of(n.center[c]), scale = P::of(n.scale[c]), shift = P::of(n.shift[c]),
           slope = P::of(fixed ? T(0) : n.slope[c]), level = P::of(fixed ? T(0) : n.level[c]);
-  const auto bits = [&](int64_t i) { return how == How::bits ? g.bits + i / P::size : nullptr; };
+  const auto bits = [&](int64_t i) { return how == How::told && g.bits ? g.bits + i / P::size : nullptr; };
   const auto value = [&](P dz, P d) { return dx_of(dz, d, scale, slope, level, fixed); };
   if (g.length < P::size) {
-    P dz[1] = {load_first(g.dy, g.length, T(0))}, d[1] = {load_first(g.x, g.length, T(0)) - center};
+    P dz[1] = {load_first(g.dy, g.length)}, d[1] = {load_first(g.x, g.length) - center};
     through<how>(dz, bits(0), called, [&](int) {
       P z = d[0] * scale + shift;
-      if constexpr (residual) z = z + load_first(g.residual, g.length, T(0));
+      if constexpr (residual) z = z + load_first(g.residual, g.length);
       return z;
     });
     if (dr) store_first(dz[0], dr, g.length);
@@ -57,7 +57,7 @@ INLINE void grad_apply_middle(const D* x, Layout from, const D* dy, D* dx, Layou
       const int64_t at = o * dense.stride + c * dense.inner + tile.i0;
       grad_apply_run<how, residual, Stream>(
           GradRun<D>{x + o * from.stride + c * from.inner + tile.i0, dy + at, residual ? after.residual + at : nullptr,
-                     how == How::bits ? after.bits + (o * dense.channels + c) * words + words_in(tile.i0, sizeof(T)) : nullptr,
+                     how == How::told && after.bits ? after.bits + (o * dense.channels + c) * words + words_in(tile.i0, sizeof(T)) : nullptr,
                      tile.i1 - tile.i0, nullptr, nullptr},
           dx + at, after.dresidual ? after.dresidual + at : nullptr, c, n, called);
     }

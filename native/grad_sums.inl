@@ -42,7 +42,7 @@ INLINE void add_run(GradRun<D> g, int64_t c, Numbers<T> n, const Called<T>& call
   using P = Pack<T>;
   const P center = P::of(n.center[c]), rstd = P::of(n.rstd[c]), scale = P::of(n.scale[c]), shift = P::of(n.shift[c]);
   int64_t i = 0;
-  const auto bits = [&](int64_t i) { return how == How::bits ? g.bits + i / P::size : nullptr; };
+  const auto bits = [&](int64_t i) { return how == How::told && g.bits ? g.bits + i / P::size : nullptr; };
   for (; i + 8 * P::size <= g.length; i += 8 * P::size) {
     P d[8], dz[8], u[8];
     for (int k = 0; k < 8; ++k) {
@@ -64,10 +64,10 @@ INLINE void add_run(GradRun<D> g, int64_t c, Numbers<T> n, const Called<T>& call
   }
   if (i == g.length) return;
   if (g.length < P::size) {
-    P dz[1] = {load_first(g.dy, g.length, T(0))}, d[1] = {load_uncounted(g.x, g.length, n.center[c]) - center};
+    P dz[1] = {load_first(g.dy, g.length)}, d[1] = {load_uncounted(g.x, g.length, n.center[c]) - center};
     through<how>(dz, bits(0), called, [&](int) {
       P z = d[0] * scale + shift;
-      if constexpr (residual) z = z + load_first(g.residual, g.length, T(0));
+      if constexpr (residual) z = z + load_first(g.residual, g.length);
       return z;
     });
     add(uncounted_first(dz[0], g.length), d[0]);
@@ -105,7 +105,7 @@ INLINE void grad_sums_middle(const D* x, Layout from, const D* dy, Layout dense,
         const D* run = x + o * from.stride + c * from.inner + i;
         add_run<how, residual>(
             GradRun<D>{run, dy + at, residual ? after.residual + at : nullptr,
-                       how == How::bits ? after.bits + (o * dense.channels + c) * words + words_in(i, sizeof(T)) : nullptr, some,
+                       how == How::told && after.bits ? after.bits + (o * dense.channels + c) * words + words_in(i, sizeof(T)) : nullptr, some,
                        more ? run + block : run - i + tile.i0 + from.stride,
                        dy + (more ? at + block : at - i + tile.i0 + dense.stride)},
             c, n, called, sums);
@@ -143,7 +143,7 @@ INLINE void dz_of_row(Pack<T> (&dz)[packs], Pack<T> (&d)[packs], const GradRows<
     d[j] = strip.template load<narrow>(g.x + row * g.x_stride, p + j) - center[j];
     dz[j] = strip.template load<narrow>(g.dy + row * g.dy_stride, p + j);
   }
-  through<how>(dz, how == How::bits ? g.bits + row * g.words + p : nullptr, called, [&](int j) {
+  through<how>(dz, how == How::told && g.bits ? g.bits + row * g.words + p : nullptr, called, [&](int j) {
     Pack<T> z = d[j] * scale[j] + shift[j];
     if constexpr (residual) z = z + strip.template load<narrow>(g.residual + row * g.dy_stride, p + j);
     return z;
@@ -212,7 +212,7 @@ INLINE GradRows<D> rows_from(const D* x, Layout from, const D* dy, Layout dense,
 template <How how, bool residual, class D, class T>
 INLINE void grad_sums_last(const D* x, Layout from, const D* dy, Layout dense, Tile tile, Numbers<T> n, After<D> after,
                            Sums out) {
-  constexpr int64_t block = 512;  // rows between flushes: for floats a chain of 64 sums in double
+  constexpr int64_t block = 512;  // rows between flushes: for floats a chain of 64 sums in double at most
   const Called<T> called(after.activation);
   const Strip<T> strip{tile.c1 - tile.c0};
   const int64_t lanes = strip.packs() * Pack<T>::size;

@@ -158,12 +158,10 @@ INLINE void put_all(const Pack<float> (&v)[n], bf16* p) {
 }
 #endif
 
-// The first n < size values; the other lanes hold `fill`, which D can hold.
+// The first n < size values; the other lanes are 0.
 template <class D>
-INLINE Pack<Computed<D>> load_first(const D* p, int64_t n, Computed<D> fill) {
-  using P = Pack<Computed<D>>;
-  D all[P::size];
-  store(P::of(fill), all);
+INLINE Pack<Computed<D>> load_first(const D* p, int64_t n) {
+  D all[Pack<Computed<D>>::size] = {};
   for (int k = 0; k < n; ++k) all[k] = p[k];
   return load(all);
 }
@@ -234,7 +232,7 @@ template <class D>
 INLINE Pack<Computed<D>> load_uncounted(const D* run, int64_t length, Computed<D> fill) {
   using P = Pack<Computed<D>>;
   if (length < P::size) {
-    Pack<Computed<D>> r = load_first(run, length, Computed<D>(0));
+    Pack<Computed<D>> r = load_first(run, length);
     Computed<D> all[P::size];
     store(r, all);
     for (int64_t k = length; k < P::size; ++k) all[k] = fill;

@@ -23,7 +23,7 @@ bool move(const Running& running, const Saved& saved, int64_t channels, double n
   const auto finite = [](const MutableReals& to, double value) {
     return std::isfinite(to.is_double ? value : double(float(value)));
   };
-  const auto var = [&](int64_t c) { return saved.m2[c] / (n - 1); };
+  const auto var = [&](int64_t c) { return saved.m2[c] / (running.biased ? n : n - 1); };
   if (running.guarded)
     for (int64_t c = 0; c < channels; ++c)
       if (!finite(running.mean, saved.mean[c]) || !finite(running.var, var(c))) return false;

@@ -51,13 +51,14 @@ struct Fixed {
   double eps;
 };
 
-// running <- (1 - rate) * running + rate * batch, var unbiased. Null pointers: nothing is remembered.
+// running <- (1 - rate) * running + rate * batch. Null pointers: nothing is remembered.
 struct Running {
   MutableReals mean, var;
   int64_t* counter;  // batches so far; may be null
   double rate;       // weight of the new batch; of the k-th batch it is 1/k where cumulative
   bool cumulative;
   bool guarded;      // a batch whose statistics are not finite is left out, all of it
+  bool biased;       // var is m2 / n, not m2 / (n - 1)
 };
 
 // Where gradients go; null where one is not wanted. dresidual goes with After.

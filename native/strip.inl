@@ -15,12 +15,12 @@ struct Strip {
   // Is the strip narrow, fewer columns than a pack? Known to the compiler, because to ask at every load is slow.
   template <bool is_narrow, class D>
   INLINE Pack<T> load(const D* row, int64_t pack) const {
-    if constexpr (is_narrow) return load_first(row, width, T(0));
+    if constexpr (is_narrow) return load_first(row, width);
     else return ::normwright::NORMWRIGHT_ISA::load(row + column(pack));
   }
   template <bool is_narrow, class D>
   INLINE Wide<T> load_wide(const D* row, int64_t pack) const {
-    if constexpr (is_narrow) return widen(load_first(row, width, T(0)));
+    if constexpr (is_narrow) return widen(load_first(row, width));
     else return ::normwright::NORMWRIGHT_ISA::load_wide(row + column(pack));
   }
   // Wide rows are read in pieces, eight rows of one, then eight of the next: no prefetcher of the machine foresees that.

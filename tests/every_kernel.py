@@ -32,6 +32,13 @@ def cases_in(*dtypes: type) -> Any:
     return pytest.mark.parametrize(("case", "dtype"), fitting, ids=names)
 
 
+def isas_of_floats() -> list[str]:
+    """The instruction sets whose kernels for float32 and float64 differ: avx512_bf16 has those of avx512."""
+    from normwright import _native
+
+    return [isa for isa in _native.isas() if isa != "avx512_bf16"]
+
+
 @contextmanager
 def forced(isa: str):
     """The kernels of one instruction set; what was active before comes back at the end."""

@@ -68,7 +68,7 @@ def test_a_small_benchmark_measures_each_state_apart_and_writes_what_it_prints(t
 
 def test_without_native_kernels_the_command_says_there_is_nothing_to_measure(monkeypatch):
     monkeypatch.setattr(run, "NATIVE", False)
-    monkeypatch.setattr("normwright.cli._need", lambda extra, packages: None)
+    monkeypatch.setattr("normwright.cli.bench.need", lambda extra, packages: None)
     told = CliRunner().invoke(app, ["bench"])
     assert told.exit_code == 2
     assert told.stderr.startswith(
@@ -81,7 +81,7 @@ def test_without_native_kernels_the_command_says_there_is_nothing_to_measure(mon
     ("line", "module", "extra"), [([], "torch", "torch"), (["--figure", "x.svg"], "matplotlib", "report")]
 )
 def test_without_a_package_the_command_says_how_to_install_it(monkeypatch, line, module, extra):
-    monkeypatch.setattr("normwright.cli.find_spec", lambda name: None if name == module else name)
+    monkeypatch.setattr("normwright.cli.leaving.find_spec", lambda name: None if name == module else name)
     told = CliRunner().invoke(app, ["bench", *line])
     assert told.exit_code == 2
     assert f"pip install 'normwright[{extra}]'" in told.stderr
@@ -104,14 +104,14 @@ def test_the_command_ends_with_one_line_whatever_stops_it(monkeypatch, raised, c
         raise raised
 
     monkeypatch.setattr(run, "run", stop)
-    monkeypatch.setattr("normwright.cli._need", lambda extra, packages: None)
+    monkeypatch.setattr("normwright.cli.bench.need", lambda extra, packages: None)
     told = CliRunner().invoke(app, ["bench", "--json", "x.json"])
     assert (told.exit_code, told.stderr) == (code, words)
 
 
 def test_a_run_in_which_someone_was_refused_ends_with_a_line_and_a_code(monkeypatch):
     monkeypatch.setattr(run, "run", lambda order, **options: False)
-    monkeypatch.setattr("normwright.cli._need", lambda extra, packages: None)
+    monkeypatch.setattr("normwright.cli.bench.need", lambda extra, packages: None)
     told = CliRunner().invoke(app, ["bench"])
     assert told.exit_code == 1
     assert told.stderr == (
@@ -144,7 +144,7 @@ def test_the_bar_names_each_job_and_ends_full(console):
 def test_save_names_the_file_after_the_machine(monkeypatch, tmp_path):
     given = {}
     monkeypatch.setattr(run, "run", lambda order, **options: given.update(options, order=order) or True)
-    monkeypatch.setattr("normwright.cli._need", lambda extra, packages: None)
+    monkeypatch.setattr("normwright.cli.bench.need", lambda extra, packages: None)
     told = CliRunner().invoke(app, ["bench", "--quick", "--threads", "2", "--save", str(tmp_path)])
     assert told.exit_code == 0
     assert given == {

@@ -5,7 +5,18 @@ import pytest
 
 import close
 from cases import CASES, channels_last, like
-from every_kernel import DTYPES, EPS, F32, F64, all_same_bits, everything, fixed_statistics, forced, inputs
+from every_kernel import (
+    DTYPES,
+    EPS,
+    F32,
+    F64,
+    all_same_bits,
+    everything,
+    fixed_statistics,
+    forced,
+    inputs,
+    isas_of_floats,
+)
 from normwright.kernels import NATIVE
 
 if not NATIVE:
@@ -17,7 +28,7 @@ from normwright.kernels import cpu
 ALL_CASES = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
-@pytest.fixture(params=_native.isas())
+@pytest.fixture(params=isas_of_floats())
 def isa(request):
     """Run a test once with each instruction set of this machine."""
     with forced(request.param):

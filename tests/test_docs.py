@@ -1,10 +1,14 @@
 """The documentation names what exists: functions, tests, pictures, files."""
 
+import io
 import re
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
+import torch
 
+import normwright.torch as nw
 from normwright.lab.registry import EXPERIMENTS
 
 ROOT = Path(__file__).parent.parent
@@ -41,3 +45,33 @@ def test_every_experiment_measures_the_rows_that_name_it():
 def test_every_link_within_the_project_leads_somewhere(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+STATISTICS = (DOCS / "statistics.md").read_text(encoding="utf-8")
+
+
+def test_every_example_about_statistics_runs_and_prints_what_it_says():
+    printed, names = io.StringIO(), {}
+    blocks = re.findall(r"^```python\n(.*?)^```", STATISTICS, re.M | re.S)
+    with torch.random.fork_rng(devices=[]), redirect_stdout(printed):
+        for block in blocks:
+            exec(block, names)
+    told = re.findall(r"^print\(.*\)  # (.*)$|^# (.*)$", "\n".join(blocks), re.M)
+    assert len(told) == 10
+    assert printed.getvalue().splitlines() == ["".join(each).partition(":")[0] for each in told]
+
+
+def test_the_page_about_statistics_names_what_it_links_to():
+    anchors = {
+        re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-")
+        for head in re.findall(r"^## (.*)$", STATISTICS, re.M)
+    }
+    linked = set(re.findall(r"\]\(#([^)]*)\)", STATISTICS))
+    assert len(linked) == 2
+    assert linked <= anchors
+
+
+def test_every_function_that_the_page_about_statistics_names_exists():
+    named = set(re.findall(r"\bnw\.(\w+)", STATISTICS))
+    assert len(named) > 4
+    assert named <= set(nw.__all__)

@@ -164,6 +164,39 @@ def test_the_pooled_statistics_are_the_truth_and_algorithm_2_has_the_mean():
     assert min(result.numbers("error of the deviation", estimator="Algorithm 2 by class")) > 0.1
 
 
+def test_recalibrate_is_the_truth_and_so_are_its_predictions():
+    result, _ = tiny()
+    # float64 throughout: sums of 900 values, in another order
+    assert max(result.numbers("error of the mean", estimator="recalibrate")) < 1e-13
+    assert max(result.numbers("error of the deviation", estimator="recalibrate")) < 1e-13
+    assert max(result.numbers("changed predictions", estimator="recalibrate")) == 0
+    assert len(result.numbers("test accuracy", estimator="recalibrate")) == 2  # seeds
+
+
+@pytest.mark.parametrize("method", ["pooled", "algorithm2"])
+def test_the_estimators_of_the_sources_are_those_of_recalibrate(method):
+    model, some = build(CNN, 0, BN), images(230).images
+    before = estimators.before_norm(model)
+    if method == "pooled":
+        found = estimators.of_population(estimators.pooled(estimators.entering(before, some, 60)))
+    else:
+        found = estimators.algorithm_2(
+            [estimators.of_batch(x) for x in estimators.entering(before, some, 60)]
+        )
+    (layer,) = nw.recalibrate(model, chunks(some, 60), method=method, progress=False).layers
+    np.testing.assert_allclose(found.mean, layer.new_mean, rtol=1e-13)
+    np.testing.assert_allclose(found.var, layer.new_var, rtol=2 * FLOAT32)  # squares, rounded to float32
+
+
+def test_what_recalibrate_measures_leaves_the_network_as_it_was():
+    model = build(CNN, 0, BN)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found, seconds = estimators.recalibrated(model, images(130).images, 60)
+    assert seconds > 0
+    assert found.mean.shape == (16,)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 def test_what_algorithm_2_misses_is_the_variance_between_batches():
     result, _ = tiny()
     shuffled = result.numbers("variance between batches", estimator="Algorithm 2")

@@ -7,8 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 from jsonschema import Draft202012Validator
+from torch import nn
 
+import normwright.torch as nw
 import tiny_lab
 from normwright.lab import race, run
 from normwright.lab.data import load
@@ -103,7 +106,7 @@ def fields(schema: object, where: str = "") -> dict[str, dict]:
 
 def test_the_schema_is_one_and_describes_every_field():
     Draft202012Validator.check_schema(SCHEMA)
-    named = {path: field for path, field in fields(SCHEMA).items() if not path.startswith("/if/")}
+    named = fields(SCHEMA)
     assert len(named) > 30
     assert [path for path, field in named.items() if not field.get("description", "").endswith(".")] == []
 
@@ -143,6 +146,53 @@ def test_the_measurements_in_the_documentation_satisfy_the_schema(path):
     # A thousand records take a second: one of each kind that an experiment has stands for the others.
     kinds = {(r["experiment"], r["what"], *r["where"]): r for r in measured["records"]}
     assert complaints({**measured, "records": list(kinds.values())}) == []
+
+
+@pytest.fixture(scope="module")
+def of_a_users_model(tmp_path_factory):
+    """What a recalibration and an inspection of a model write: layers moved, frozen and never reached."""
+    folder = tmp_path_factory.mktemp("users")
+    model = nn.Sequential(nn.BatchNorm1d(2), nw.freeze(nw.BatchNorm1d(2)))
+    model.unused = nn.BatchNorm1d(3)
+    drift = nw.recalibrate(model, [torch.arange(6.0).reshape(3, 2)], forward=lambda m, x: m[1](m[0](x)))
+    drift.save(folder / "drift.json")
+    nw.inspect(model).save(folder / "model.json")
+    nw.inspect(model.state_dict()).save(folder / "state.json")
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")}
+
+
+def test_what_a_recalibration_and_the_doctor_write_satisfies_the_schema(of_a_users_model):
+    kinds = {name: (doc["experiment"], len(doc["records"]) > 0) for name, doc in of_a_users_model.items()}
+    assert kinds == {"drift": ("recalibrate", True), "model": ("inspect", True), "state": ("inspect", True)}
+    assert of_a_users_model["drift"]["unreached"] == ["unused"]
+    assert of_a_users_model["drift"]["frozen"] == ["1"]
+    assert of_a_users_model["state"]["not checked"] != []
+    for document in of_a_users_model.values():
+        assert complaints(document) == []
+
+
+@pytest.mark.parametrize(
+    ("of", "path", "to"),
+    [
+        *(("drift", (name,), ...) for name in ("experiment", "passes", "batches", "unreached", "frozen")),
+        *(("drift", ("records", 0, "where", key), ...) for key in ("layer", "position", "values", "channel")),
+        ("drift", ("records", 0, "what"), "accuracy"),
+        ("drift", ("records", 0, "where", "channel"), "third"),
+        ("drift", ("passes",), 0),
+        ("drift", ("layers",), 3),
+        *(("state", (name,), ...) for name in ("layers", "taken", "not checked")),
+        ("state", ("records", 0, "where", "severity"), "bad"),
+        ("state", ("records", 0, "where", "remedy"), ...),
+        ("state", ("not checked",), "momentum"),
+        ("state", ("experiment",), "recalibrate"),
+        ("state", ("experiment",), "lab"),
+        ("state", ("passes",), 1),
+    ],
+    ids=lambda part: "/".join(map(str, part)) if isinstance(part, tuple) else repr(part),
+)
+def test_a_field_of_a_users_file_that_is_missing_or_wrong_is_refused(of_a_users_model, of, path, to):
+    assert complaints(changed(of_a_users_model[of], "schema", to=1)) == []
+    assert complaints(changed(of_a_users_model[of], *path, to=to)) != []
 
 
 def test_there_are_benchmarks_in_this_repository():

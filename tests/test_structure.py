@@ -12,23 +12,25 @@ from every_kernel import run_python
 ROOT = Path(__file__).parent.parent
 SOURCES = ROOT / "src"
 
-# core <- kernels <- doors <- lab, bench, cli;  report <- lab, bench, cli. The lab shows what users can do: it knows
-# the doors alone. The benchmark also measures beside the reference and the memory floor.
+# core <- kernels <- doors <- lab, bench, cli;  core, report <- doctor <- torch;  report <- lab, bench, cli. The lab
+# shows what users can do: it knows the doors alone. The benchmark also measures beside the reference and the memory
+# floor. The doctor knows no framework: doors bring it arrays.
 MAY_IMPORT = {
     "": set(),  # normwright/__init__.py
     "core": {"core"},
     "kernels": {"core", "kernels", "_native"},
     "numpy": {"core", "kernels", "numpy"},
-    "torch": {"core", "kernels", "_native", "torch"},
+    "torch": {"core", "kernels", "_native", "torch", "doctor", "report"},
+    "doctor": {"core", "report", "doctor"},
     "report": {"report"},
     "lab": {"numpy", "torch", "report", "lab"},
     "bench": {"core", "kernels", "_native", "numpy", "torch", "report", "bench"},
     "__main__": {"cli"},
-    "cli": {"kernels", "_native", "numpy", "torch", "report", "lab", "bench"},
+    "cli": {"cli", "core", "kernels", "_native", "numpy", "torch", "report", "lab", "bench", "doctor"},
 }
-FRAMEWORKS = {"torch", "sklearn", "matplotlib", "jinja2", "rich", "typer"}
+FRAMEWORKS = {"torch", "sklearn", "matplotlib", "jinja2", "rich", "typer", "safetensors"}
 MAY_USE = {
-    "torch": {"torch"},
+    "torch": {"torch", "rich", "safetensors"},
     "report": {"matplotlib", "jinja2", "rich"},
     "lab": {"torch", "sklearn", "rich"},
     "bench": {"torch", "rich"},
@@ -105,6 +107,10 @@ def test_imports_go_one_way():
         ),
         ("report/cards/race.py", "from ...lab import x", "report.cards.race imports normwright.lab.x"),
         ("report/cards/race.py", "import torch", "report.cards.race imports torch"),
+        ("doctor/checks.py", "import torch", "doctor.checks imports torch"),
+        ("doctor/checks.py", "from rich import box", "doctor.checks imports rich.box"),
+        ("doctor/checks.py", "from normwright.torch import x", "doctor.checks imports normwright.torch.x"),
+        ("cli/lab.py", "import torch", "cli.lab imports torch"),
         ("lab/race.py", "from normwright.kernels import best", "lab.race imports normwright.kernels.best"),
         ("__init__.py", "from normwright import core", "normwright imports normwright.core"),
         ("shed/tool.py", "", "shed.tool: shed is a room without a rule"),
@@ -122,10 +128,12 @@ def test_an_import_the_right_way_is_no_violation(tmp_path):
     for file, line in {
         "core/layout.py": "from . import checks\nfrom normwright.core.checks import message",
         "torch/layer.py": "import torch\nfrom normwright import kernels, _native",
+        "torch/inspect.py": "from normwright.doctor import checks",
+        "doctor/checks.py": "from normwright.core import checks\nfrom normwright.report import records",
         "lab/race.py": "import sklearn.datasets, torch\nimport normwright.torch as nw\nfrom ..report import page",
     }.items():
         path = tmp_path / "normwright" / file
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(line)
     assert violations(tmp_path) == []
 

@@ -1,5 +1,6 @@
 """What a step adds to the memory of this process at its highest: the peak of the resident set, as Linux has it."""
 
+import gc
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ def peak(run: Callable[[], object]) -> int:
     That is so in a process whose allocator hands every block back when it is freed: pages that it kept would count
     as there before, or as alive. What is less than a megabyte may be anything.
     """
+    gc.collect()  # garbage that went while it runs would be taken off its peak
     CLEAR.write_text(RESET_PEAK)
     before = _resident("VmRSS")
     result = run()

@@ -3,6 +3,7 @@
 import pickle
 import time
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+import normwright.torch as nw
 from normwright.lab.train import CHUNK, chunks
 from normwright.numpy import Population
 
@@ -64,6 +66,16 @@ def algorithm_2(batches: Sequence[Statistics]) -> Statistics:
     ``E[x] = E[mu_B]``, ``Var[x] = m/(m-1) * E[var_B]``; the factor stands in each batch's variance already.
     """
     return Statistics(np.mean([b.mean for b in batches], axis=0), np.mean([b.var for b in batches], axis=0))
+
+
+def recalibrated(model: nn.Sequential, images: torch.Tensor, size: int) -> tuple[Statistics, float]:
+    """What `nw.recalibrate` measures of a network's one normalization layer, and its seconds; a copy is changed."""
+    copy = deepcopy(model)
+    began = time.process_time()
+    drift = nw.recalibrate(copy, chunks(images, size), progress=False)
+    seconds = time.process_time() - began
+    (layer,) = drift.layers
+    return Statistics(layer.new_mean.astype(np.float64), layer.new_var.astype(np.float64)), seconds
 
 
 def two_passes(before: nn.Module, images: torch.Tensor) -> Statistics:

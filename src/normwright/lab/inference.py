@@ -29,6 +29,7 @@ from normwright.lab.estimators import (
     of_batch,
     of_population,
     pooled,
+    recalibrated,
     two_passes,
 )
 from normwright.lab.experiment import Desk, Experiment, Size
@@ -136,7 +137,7 @@ class _Trial:
         records = list(distances)
         for a, average in averages.items():
             records += cost(f"average {a:g}", average.seconds, {self.entry.budget.steps: average.now}, 23)
-        for name, statistics, told in self._after(before, data.train, exact):
+        for name, statistics, told in self._after(model, before, data.train, exact):
             found[name] = statistics
             records += told
         for name, statistics in found.items():
@@ -192,7 +193,7 @@ class _Trial:
         return averages, records
 
     def _after(
-        self, before: nn.Module, train: Split, exact: Statistics
+        self, model: nn.Sequential, before: nn.Module, train: Split, exact: Statistics
     ) -> Iterator[tuple[str, Statistics, list[Record]]]:
         """What is gathered with the final weights: name, statistics, and records of the cost."""
         size = self.entry.budget.batch_size
@@ -217,6 +218,9 @@ class _Trial:
         seconds = time.process_time() - began
         kept = {1: pooled(entering(before, train.images[:size])), -(-len(train) // size): total}
         yield "pooled", statistics, cost("pooled", seconds, kept, 7)
+        statistics, seconds = recalibrated(model, train.images, size)
+        where: dict[str, Scalar] = {"estimator": "recalibrate"}
+        yield "recalibrate", statistics, [Record("seconds of gathering", seconds, "seconds", where, 7)]
 
 
 def cost(estimator: str, seconds: float, after: Mapping[int, object], row: int) -> list[Record]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Outcome = Literal["holds", "holds partly", "does not hold here"]
+Tone = Literal["error", "warning", "note"]
 
 
 def outcome(holds: bool, partly: bool) -> Outcome:
@@ -46,6 +47,25 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that was noticed: what it comes from, where it was seen, and what to do.
+
+    Attributes:
+        title: a few words.
+        tone: how bad it is, which is how it is coloured.
+        before: what it comes from, in a sentence or two.
+        table: where it was seen.
+        after: what to do.
+    """
+
+    title: str
+    tone: Tone
+    before: str
+    table: Table
+    after: str
 
 
 @dataclass(frozen=True)

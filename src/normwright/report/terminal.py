@@ -1,5 +1,7 @@
 """A report in the terminal: the bars while it is measured, the tables when it is done."""
 
+from collections.abc import Iterable
+from io import StringIO
 from types import TracebackType
 from typing import Self
 
@@ -11,10 +13,11 @@ from rich.table import Column
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from normwright.report.document import Document, Outcome, Table, Verdict, outcome_words
+from normwright.report.document import Document, Notice, Outcome, Table, Tone, Verdict, outcome_words
 from normwright.report.words import Say
 
 STYLES: dict[Outcome, str] = {"holds": "green", "holds partly": "yellow", "does not hold here": "red"}
+TONES: dict[Tone, str] = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 
 class Bars:
@@ -75,6 +78,28 @@ def show(document: Document, console: Console, say: Say) -> None:
         for verdict in card.verdicts:
             console.print(_verdict(verdict, say))
     console.print()
+
+
+def show_notices(headline: str, about: str, notices: Iterable[Notice], console: Console) -> None:
+    """Print the headline and each notice: where it comes from, the table of where it was seen, what to do."""
+    console.print()
+    console.print(Text(headline, style="bold"))
+    if about:
+        console.print(Text(about, style="dim"))
+    for notice in notices:
+        console.print()
+        console.print(Text(notice.title, style=f"bold {TONES[notice.tone]}"))
+        console.print(Padding(Text(notice.before), (0, 0, 0, 1)))
+        console.print(rich_table(notice.table))
+        console.print(Padding(Text(notice.after), (0, 0, 0, 1)))
+    console.print()
+
+
+def as_text(headline: str, about: str, notices: Iterable[Notice]) -> str:
+    """What `show_notices` prints, without colours, as wide as the terminal is."""
+    written = StringIO()
+    show_notices(headline, about, notices, Console(file=written, width=Console().width, color_system=None))
+    return written.getvalue().strip("\n")
 
 
 def rich_table(table: Table, *, numbers: bool = True) -> RichTable:

@@ -16,20 +16,27 @@ except ImportError as error:
 
 from normwright.core.checks import DtypeError, NonfiniteError, ShapeError, TransformError
 from normwright.torch.convert import convert, revert
+from normwright.torch.copying import copy_statistics
 from normwright.torch.decay import param_groups
+from normwright.torch.drift import Drift, LayerDrift
 from normwright.torch.freeze import freeze, unfreeze
 from normwright.torch.functional import BatchNormStats, batch_norm, batch_norm_stats
+from normwright.torch.inspect import inspect
 from normwright.torch.lazy import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 from normwright.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, skipped
+from normwright.torch.recalibrate import recalibrate
 from normwright.torch.running import SkippedUpdateWarning
 from normwright.torch.scopes import no_stat_update
+from normwright.torch.statistics import export_statistics, load_statistics
 
 __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
     "BatchNormStats",
+    "Drift",
     "DtypeError",
+    "LayerDrift",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
@@ -40,9 +47,14 @@ __all__ = [
     "batch_norm",
     "batch_norm_stats",
     "convert",
+    "copy_statistics",
+    "export_statistics",
     "freeze",
+    "inspect",
+    "load_statistics",
     "no_stat_update",
     "param_groups",
+    "recalibrate",
     "revert",
     "skipped",
     "unfreeze",

@@ -12,6 +12,18 @@ def check_momentum(call: str, momentum: float | None) -> None:
         raise checks.DtypeError(checks.message(call, "momentum to be a number", "None", remedy=remedy))
 
 
+def check_choice(call: str, option: str, value: object, known: tuple[str, ...]) -> None:
+    """Raise ShapeError unless `value` is one of `known`."""
+    if value not in known:
+        raise checks.ShapeError(checks.message(call, f"{option} to be one of {known}", repr(value)))
+
+
+def check_flag(call: str, option: str, value: object) -> None:
+    """Raise DtypeError unless `value` is True or False."""
+    if value is not True and value is not False:
+        raise checks.DtypeError(checks.message(call, f"{option} to be True or False", repr(value)))
+
+
 def channel_axis(call: str, x: Tensor, channel_dim: int) -> int:
     """channel_dim counted from 0."""
     return checks.check_axis(call, check_input(call, x), channel_dim, "channel_dim")

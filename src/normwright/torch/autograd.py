@@ -8,6 +8,7 @@ from torch import Tensor
 
 from normwright.core.activation import Activation
 from normwright.core.layout import Layout
+from normwright.core.running import debiased
 from normwright.kernels import NATIVE
 from normwright.torch import composed
 from normwright.torch.backward import (
@@ -41,17 +42,21 @@ def forward_train(
     """y, and the rows of doubles that backward needs: mean, mean_tail, m2, rstd of (C,)."""
     y = torch.empty_like(x)
     saved = bytearray(32 * seen.channels)
-    mean, var, counter, momentum, moves, guard = running
+    mean, var, counter, momentum, moves, guard, biased, debias = running
     guarded = moves and mean is not None and guard is not None
+    rate = momentum or 0.0
+    if debias and moves and momentum is not None and counter is not None:
+        rate = debiased(momentum, counter.item() + 1)
     moved = _native.forward_train_seen(
         seen,
         y,
         eps,
         saved,
         moves,
-        momentum or 0.0,
+        rate,
         momentum is None,
         guarded,
+        biased,
         bits,
     )
     if moves and counter is not None:

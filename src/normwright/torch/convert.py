@@ -28,7 +28,8 @@ _OURS: dict[_Class, type[_Layer]] = {
 # What a layer of ours has beside torch's state.
 _OPTIONS = (
     "activation", "channel_dim", "strict_torch", "statistics_frozen", "affine_frozen", "on_degenerate",
-    "on_nonfinite", "_activation", "_on_degenerate", "_on_nonfinite", "_guard", "_half", "_name", "_ranks",
+    "on_nonfinite", "recorded_var", "debias", "_activation", "_on_degenerate", "_on_nonfinite", "_recorded_var",
+    "_debias", "_guard", "_half", "_name", "_ranks",
 )  # fmt: skip
 _MADE: dict[tuple[Any, Any], Any] = {}
 _TORCHS: dict[_Class, _Class] = {ours: torchs for torchs, ours in _OURS.items()}
@@ -96,8 +97,8 @@ def revert(model: Model) -> Model:
 
     Raises:
         DtypeError: model is not a module.
-        ShapeError: a layer is frozen, has an activation, or channel_dim other than 1, which torch's cannot be;
-            nothing has changed then.
+        ShapeError: a layer is frozen, has an activation, channel_dim other than 1, running_var="biased" or
+            debias=True, which torch's cannot be; nothing has changed then.
 
     Example:
         >>> type(revert(convert(nn.BatchNorm2d(8)))) is nn.BatchNorm2d
@@ -113,6 +114,11 @@ def revert(model: Model) -> Model:
         if layer.activation is not None:
             expected, remedy = "layers without an activation, as torch's", "Put it behind the layer first."
             raise ShapeError(message(call, expected, f"{layer.activation} {where}", remedy=remedy))
+        for option, torchs in (("recorded_var", "unbiased"), ("debias", False)):
+            if (value := getattr(layer, option)) != torchs:
+                expected, got = f"layers with {option}={torchs!r}, as torch's", f"{option}={value!r} {where}"
+                remedy = f"Set {option} = {torchs!r} first: the statistics stay, and move on as torch's."
+                raise ShapeError(message(call, expected, got, remedy=remedy))
         if layer.statistics_frozen or layer.affine_frozen:
             remedy = "Call normwright.torch.unfreeze(model) first."
             raise ShapeError(message(call, "no frozen layer", f"one {where}", remedy=remedy))

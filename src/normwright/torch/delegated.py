@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from normwright.core import checks
 from normwright.core.activation import Activation
+from normwright.core.running import debiased
 from normwright.torch import activations
 from normwright.torch.running import HALF, Guard, Running
 from normwright.torch.watched import being_traced, being_transformed, being_watched
@@ -51,16 +52,20 @@ def batch_norm_train(
     assert mean is not None
     assert var is not None
     in_place = mean is running.mean and var is running.var
-    as_torchs = in_place and running.guard is None and running.momentum is not None
+    ours = running.momentum is None or running.biased or running.debias
+    as_torchs = in_place and running.guard is None and not ours
     try:
         if as_torchs or x.numel() == 0:
             y = _batch_norm(x, axis, mean, var, weight, bias, True, running.momentum or 0.0, eps)
-            if running.counter is not None:
-                running.counter.add_(1)
+            if running.counter is not None and not running.debias:
+                running.counter.add_(1)  # torch's counts what is empty, too
         else:
             # With momentum 1 what torch remembers are the statistics of the batch alone.
             mean, var = torch.zeros_like(mean), torch.ones_like(var)
             y = _batch_norm(x, axis, mean, var, weight, bias, True, 1.0, eps)
+            if running.biased:
+                values = x.numel() // x.shape[axis]
+                var = var * ((values - 1) / values)
             _move(running, mean.detach(), var.detach())
     except RuntimeError as error:
         raise _in_other_words(call, error) from error
@@ -185,12 +190,10 @@ def _move(running: Running, mean: Tensor, var: Tensor) -> None:
     guarded = running.guard is not None
     if running.counter is not None:
         running.counter.add_(finite if guarded else 1)
-    rate: Tensor | float
-    if running.momentum is None:
-        # 0 batches: the first one was left out
-        rate = 0.0 if running.counter is None else 1 / running.counter.clamp(min=1).to(mean.dtype)
-    else:
-        rate = running.momentum
+    rate: Tensor | float = running.momentum or 0.0
+    if running.counter is not None and (running.momentum is None or running.debias):
+        k = running.counter.clamp(min=1).to(mean.dtype)  # 0: the first one was left out
+        rate = 1 / k if running.momentum is None else debiased(running.momentum, k, torch.expm1)
     for old, batch in ((running.mean, mean), (running.var, var)):
         new = (1 - rate) * old.to(batch.dtype) + rate * batch
         old.copy_(torch.where(finite, new, old) if guarded else new)

@@ -1,6 +1,6 @@
 """`batch_norm`, the function: checks, then the native kernels where they apply, else torch's own batch norm."""
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from normwright.core import checks
 from normwright.core.activation import Activation
 from normwright.torch import activations, arguments, composed, delegated, kernels
 from normwright.torch.activations import ActivationLike
-from normwright.torch.running import Running
+from normwright.torch.running import RecordedVar, Running
 from normwright.torch.watched import PLAIN, being_traced
 
 
@@ -29,14 +29,15 @@ def batch_norm(
     residual: Tensor | None = None,
     channel_dim: int = 1,
     out: Tensor | None = None,
+    recorded_var: RecordedVar = "unbiased",
 ) -> Tensor:
     """Normalize every channel over the batch, or by running statistics; scale and shift; add and activate.
 
     y = activation(weight * (x - mean) / sqrt(var + eps) + bias + residual)
 
     In training, mean and (biased) var are the batch's own, and the running statistics, where given, move in
-    place: running <- (1 - momentum) * running + momentum * batch, with the unbiased var m/(m-1). Else they are
-    running_mean and running_var, which stay.
+    place: running <- (1 - momentum) * running + momentum * batch, with the variance that recorded_var names. Else
+    mean and var are running_mean and running_var, which stay.
 
     Args:
         x: (N, C, ...), any rank >= 2, floating point; C on channel_dim.
@@ -50,6 +51,8 @@ def batch_norm(
         residual: of x's shape, on its device; added before the activation, in x's type. Default None.
         channel_dim: the axis of x that holds the channels, 1 (torch's); -1 for (N, L, C) and (N, H, W, C).
         out: a tensor like x to hold y, x itself too; in evaluation, where no gradient is wanted. Default None.
+        recorded_var: which variance of m values moves running_var: "unbiased", m2/(m-1) (torch's), or "biased",
+            m2/m. Default "unbiased".
 
     Returns:
         y of x's shape, dtype and memory format; `out` where that is given.
@@ -79,7 +82,8 @@ def batch_norm(
                 [0.7500]])
     """
     call = "normwright.torch.batch_norm"
-    running = Running(running_mean, running_var, None, momentum)
+    biased = recorded_var != "unbiased" and _is_biased(call, recorded_var)
+    running = Running(running_mean, running_var, None, momentum, biased=biased)
     axis = (
         1 if type(channel_dim) is int and channel_dim == 1 else arguments.channel_axis(call, x, channel_dim)
     )
@@ -122,11 +126,12 @@ def batch_norm_stats(
     activation: ActivationLike = None,
     residual: Tensor | None = None,
     channel_dim: int = 1,
+    recorded_var: RecordedVar = "unbiased",
 ) -> BatchNormStats:
     """Normalize by the batch and return the new running statistics; nothing is written.
 
     y = activation(weight * (x - mean) / sqrt(var + eps) + bias + residual)
-    running <- (1 - momentum) * running + momentum * batch, with the unbiased var
+    running <- (1 - momentum) * running + momentum * batch, with the variance that recorded_var names
 
     It is `batch_norm` in training for whoever needs a function without side effects: `torch.func.vmap`, `grad`,
     `jacrev`, and state that is passed along.
@@ -139,6 +144,7 @@ def batch_norm_stats(
         eps: 1e-5 (torch's), positive.
         activation, residual: as `batch_norm`.
         channel_dim: the axis of x that holds the channels, 1 (torch's).
+        recorded_var: as `batch_norm`.
 
     Returns:
         BatchNormStats(y, running_mean, running_var).
@@ -161,6 +167,7 @@ def batch_norm_stats(
     call = "normwright.torch.batch_norm_stats"
     axis = arguments.channel_axis(call, x, channel_dim)
     arguments.check_momentum(call, momentum)
+    biased = _is_biased(call, recorded_var)
     follows = None if activation is None else activations.parse(call, activation)
     given: tuple[Tensor | None, Tensor | None] = running_mean, running_var
     checks.check_both_or_neither(call, *given)
@@ -169,7 +176,7 @@ def batch_norm_stats(
         raise checks.ShapeError(checks.message(call, expected, "None", remedy="Or use batch_norm."))
     if not being_traced():
         arguments.check(call, x, axis, running_mean, running_var, weight, bias, True, eps, residual)
-        running = Running(running_mean.clone(), running_var.clone(), None, momentum)
+        running = Running(running_mean.clone(), running_var.clone(), None, momentum, biased=biased)
         native = kernels.batch_norm(x, axis, running, weight, bias, True, eps, follows, residual)
         if native is not None:
             return BatchNormStats(native, *(t.detach() for t in running[:2]))  # type: ignore[union-attr]
@@ -177,12 +184,19 @@ def batch_norm_stats(
     if x.numel() == 0:  # as batch_norm: no batch, no change
         return BatchNormStats(y, running_mean.detach().clone(), running_var.detach().clone())
     dtype = torch.promote_types(torch.promote_types(x.dtype, running_mean.dtype), torch.float32)
-    var, mean = torch.var_mean(x.detach().to(dtype), composed.Channels(x, axis).dims, correction=1)
+    var, mean = torch.var_mean(
+        x.detach().to(dtype), composed.Channels(x, axis).dims, correction=0 if biased else 1
+    )
     new = (
         ((1 - momentum) * old.detach().to(dtype) + momentum * batch).to(old.dtype)
         for old, batch in ((running_mean, mean), (running_var, var))
     )
     return BatchNormStats(y, *new)
+
+
+def _is_biased(call: str, recorded_var: object) -> bool:
+    arguments.check_choice(call, "recorded_var", recorded_var, get_args(RecordedVar))
+    return recorded_var == "biased"
 
 
 def normalize(

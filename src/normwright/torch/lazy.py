@@ -11,10 +11,10 @@ from normwright.torch.modules import (
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
-    OnDegenerate,
     _Layer,
 )
-from normwright.torch.running import OnNonfinite
+from normwright.torch.options import OnDegenerate
+from normwright.torch.running import OnNonfinite, RecordedVar
 
 
 class _LazyLayer(_Layer):
@@ -34,9 +34,12 @@ class _LazyLayer(_Layer):
         channel_dim: int = 1,
         on_nonfinite: OnNonfinite = "skip",
         on_degenerate: OnDegenerate = "raise",
+        running_var: RecordedVar = "unbiased",
+        debias: bool = False,
     ) -> None:
         super(_Layer, self).__init__(eps, momentum, affine, track_running_stats, device, dtype, bias=bias)  # type: ignore[arg-type]
-        self._take_options(activation, channel_dim, on_nonfinite, on_degenerate)
+        self._take_options(activation, channel_dim, on_nonfinite, on_degenerate, running_var, debias)
+        self.settle("")
 
     def initialize_parameters(self, input: Tensor, residual: Tensor | None = None) -> None:
         """Give parameters and buffers the shape (C,) that `input` has. It gets what forward gets."""

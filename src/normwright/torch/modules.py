@@ -1,44 +1,30 @@
 """The layers: subclasses of torch's own, with the same constructor, state and results."""
 
 from collections.abc import Callable
-from operator import index
-from typing import Any, ClassVar, Literal, Self, SupportsIndex, get_args
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 from normwright.core import checks
-from normwright.core.activation import Activation
-from normwright.torch import activations
 from normwright.torch.activations import ActivationLike
 from normwright.torch.arguments import check_input
 from normwright.torch.functional import normalize
+from normwright.torch.options import OnDegenerate, _Options
 from normwright.torch.recompute import is_recompute
-from normwright.torch.running import HALF, Guard, OnNonfinite, Running
+from normwright.torch.running import HALF, OnNonfinite, RecordedVar, Running
 from normwright.torch.scopes import is_quiet
 
-OnDegenerate = Literal["raise", "running"]
 
-
-class _Layer(nn.modules.batchnorm._BatchNorm):
-    """What the layers share: a forward that checks first and takes the native kernels, and options beyond torch's.
-
-    The options' defaults stand in the class, so that a layer of torch's becomes one of these by its class alone.
-    """
+class _Layer(_Options):
+    """What the layers share: a forward that checks first and takes the native kernels, and what freezing knows."""
 
     _ranks: ClassVar[tuple[int, ...]]
-    _name: ClassVar[str]
     asks_whether_quiet = True
 
-    channel_dim: int = 1
-    strict_torch: bool = False
-    _activation: Activation | None = None
-    _on_degenerate: OnDegenerate = "raise"
-    _on_nonfinite: OnNonfinite = "skip"
     statistics_frozen: bool = False
     affine_frozen: tuple[str, ...] = ()
-    _guard: Guard | None = None
     _half: torch.dtype | None = None  # that statistics had when the layer became ours
 
     def __init__(
@@ -56,68 +42,12 @@ class _Layer(nn.modules.batchnorm._BatchNorm):
         channel_dim: int = 1,
         on_nonfinite: OnNonfinite = "skip",
         on_degenerate: OnDegenerate = "raise",
+        running_var: RecordedVar = "unbiased",
+        debias: bool = False,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
-        self._take_options(activation, channel_dim, on_nonfinite, on_degenerate)
-
-    def _take_options(
-        self,
-        activation: ActivationLike,
-        channel_dim: int,
-        on_nonfinite: OnNonfinite,
-        on_degenerate: OnDegenerate,
-    ) -> None:
-        if not isinstance(channel_dim, SupportsIndex):
-            raise checks.DtypeError(
-                checks.message(self._name, "channel_dim to be an integer", repr(channel_dim))
-            )
-        self.channel_dim = index(channel_dim)
-        self.on_nonfinite, self.on_degenerate = on_nonfinite, on_degenerate
-        self.activation = activation
+        self._take_options(activation, channel_dim, on_nonfinite, on_degenerate, running_var, debias)
         self.settle("")
-
-    def _check_choice(self, option: str, value: object, known: tuple[str, ...]) -> None:
-        if value not in known:
-            raise checks.ShapeError(checks.message(self._name, f"{option} to be one of {known}", repr(value)))
-
-    @property
-    def activation(self) -> Activation | None:
-        """What follows batch norm and the addition; may be set at any time, by a name or a module too."""
-        return self._activation
-
-    @activation.setter
-    def activation(self, value: ActivationLike) -> None:
-        self._activation = activations.parse(self._name, value)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "activation":  # a module that is set becomes a child, but for this
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
-
-    @property
-    def on_degenerate(self) -> OnDegenerate:
-        """What a single value per channel does in training; may be set at any time."""
-        return self._on_degenerate
-
-    @on_degenerate.setter
-    def on_degenerate(self, value: OnDegenerate) -> None:
-        self._check_choice("on_degenerate", value, get_args(OnDegenerate))
-        if value == "running" and not self.track_running_stats:
-            expected = "track_running_stats=True with on_degenerate='running'"
-            raise checks.ShapeError(checks.message(self._name, expected, "False"))
-        self._on_degenerate = value
-
-    @property
-    def on_nonfinite(self) -> OnNonfinite:
-        """What becomes of a batch whose mean or variance is not finite; may be set at any time."""
-        return self._on_nonfinite
-
-    @on_nonfinite.setter
-    def on_nonfinite(self, value: OnNonfinite) -> None:
-        self._check_choice("on_nonfinite", value, get_args(OnNonfinite))
-        self._on_nonfinite = value
-        self._post_guard()
 
     def settle(self, path: str) -> None:
         """What a layer of this class has beside torch's state: a guard, and float32 statistics. `path` names it."""
@@ -125,15 +55,6 @@ class _Layer(nn.modules.batchnorm._BatchNorm):
         self._post_guard()
         if self._guard is not None and path:
             self._guard.layer = f"{self._name} {path!r}"
-
-    def _post_guard(self) -> None:
-        if not self.track_running_stats or self._on_nonfinite == "propagate":
-            self._guard = None
-        else:
-            if self._guard is None:
-                device = None if self.running_mean is None else self.running_mean.device
-                self._guard = Guard(f"{self._name}({self.num_features})", device)
-            self._guard.raises = self._on_nonfinite == "raise"
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize, add `residual`, activate; in training, move the statistics. Nothing moves on an error."""
@@ -165,8 +86,12 @@ class _Layer(nn.modules.batchnorm._BatchNorm):
             momentum = self.momentum
             if momentum is None and counter is None:
                 momentum = 0.0  # as torch's
+            debias = self._debias
+            if debias and mean is not None:
+                self._check_can_debias(counter)
             counts = not is_quiet(self) and (self.strict_torch or not is_recompute())
-            running = Running(mean, var, counter, momentum, counts, self._guard)
+            biased = self._recorded_var == "biased"
+            running = Running(mean, var, counter, momentum, counts, self._guard, biased, debias)
         else:
             running = Running(None, None)
         return normalize(
@@ -203,14 +128,9 @@ class _Layer(nn.modules.batchnorm._BatchNorm):
             super().reset_running_stats()
 
     def extra_repr(self) -> str:
-        """torch's words, and every option that is not torch's or not the default."""
-        words = str(super().extra_repr())  # type: ignore[no-untyped-call]
-        words += "" if self._activation is None else f", activation={self._activation}"
-        for option in ("channel_dim", "_on_nonfinite", "_on_degenerate", "strict_torch"):
-            if getattr(self, option) != getattr(_Layer, option):
-                words += f", {option.removeprefix('_')}={getattr(self, option)!r}"
+        """torch's words, every option that is not torch's or not the default, and what is frozen."""
         frozen = ["statistics"] * self.statistics_frozen + ["affine"] * bool(self.affine_frozen)
-        return words + (f", frozen={'+'.join(frozen)}" if frozen else "")
+        return super().extra_repr() + (f", frozen={'+'.join(frozen)}" if frozen else "")
 
     # ---- half types: the statistics stay float32 ----------------------------------------------------------
 
@@ -269,7 +189,7 @@ class BatchNorm1d(_Layer, nn.BatchNorm1d):
         momentum: weight of the NEW batch in the running statistics, 0.1 (torch's); None for the plain mean
             of all batches.
         affine: learn weight and bias, (C,). Default True (torch's).
-        track_running_stats: keep running_mean and running_var (unbiased), (C,). Default True (torch's).
+        track_running_stats: keep running_mean and running_var, (C,). Default True (torch's).
         device, dtype: of parameters and buffers; beside half parameters the statistics are float32.
         bias: False leaves bias out of affine. Default True (torch's).
         activation: what follows, as in `batch_norm`: a name, or a module of torch.nn, whose numbers are read now.
@@ -281,9 +201,16 @@ class BatchNorm1d(_Layer, nn.BatchNorm1d):
             (torch's).
         on_degenerate: what a single value per channel does in training. "raise", the default (torch's), raises
             ShapeError; "running" normalizes by the running statistics, which stay.
+        running_var: which variance of m values running_var records: "unbiased", m2/(m-1), the default (torch's);
+            "biased", m2/m, by which the batch itself is normalized (Keras's, Flax's). The attribute is
+            `recorded_var`, for `running_var` is the buffer.
+        debias: running statistics hold their batches alone, and nothing of the 0 and 1 that they begin with: the
+            k-th batch has the rate momentum / (1 - (1 - momentum)^k), by num_batches_tracked. Default False
+            (torch's). momentum=None has nothing to correct, and momentum=0 still moves nothing.
 
     Raises:
-        ShapeError, DtypeError: as `batch_norm`; then neither a statistic nor the counter has moved.
+        ShapeError, DtypeError: as `batch_norm`; with debias in training also where num_batches_tracked is None, or
+            momentum not from 0 to 1. Then neither a statistic nor the counter has moved.
 
     Numerics: as `batch_norm`.
 

@@ -13,6 +13,7 @@ from normwright.core import checks
 _INSIDE = tuple(str(Path(file).parent) for file in (__file__, torch.__file__))
 HALF = (torch.float16, torch.bfloat16)  # too coarse for statistics
 OnNonfinite = Literal["skip", "raise", "propagate"]
+RecordedVar = Literal["unbiased", "biased"]
 
 
 class SkippedUpdateWarning(RuntimeWarning):
@@ -90,6 +91,8 @@ class Running(NamedTuple):
         momentum: weight of the NEW batch; None is 1/k at the k-th batch of the counter.
         moves: False for a pass that must not count: it normalizes by its batch and moves nothing.
         guard: keeps out what is not finite; None lets it in, as torch does.
+        biased: var is m2/m over the m values of a channel; else m2/(m-1).
+        debias: nothing of where mean and var began stays in them. Needs the counter.
     """
 
     mean: Tensor | None
@@ -98,3 +101,5 @@ class Running(NamedTuple):
     momentum: float | None = 0.1
     moves: bool = True
     guard: Guard | None = None
+    biased: bool = False
+    debias: bool = False

@@ -313,6 +313,7 @@ def estimator_name(estimator: str, say: Say) -> str:
         "Algorithm 2": say("Algorithm 2", "算法 2"),
         BY_CLASS: say("Algorithm 2, by class", "算法 2，按类别排序"),
         "pooled": say("pooled, one pass", "合并，一遍扫描"),
+        "recalibrate": "nw.recalibrate",
         "exact": say("exact (float64)", "精确（float64）"),
     }
     return words[estimator] if estimator in words else f"a = {estimator.removeprefix('average ')}"

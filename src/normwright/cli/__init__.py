@@ -1,0 +1,52 @@
+"""The command line: parses, calls, prints."""
+
+from typing import Annotated
+
+import typer
+
+from normwright import __version__
+from normwright.cli import bench, info, lab, statistics, table
+
+app = typer.Typer(
+    name="normwright",
+    help="Batch normalization that is fast, exact, and easy to trust.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"normwright {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def commands(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Batch normalization that is fast, exact, and easy to trust."""
+
+
+for command in (
+    lab.demo,
+    lab.lab,
+    lab.averages,
+    statistics.inspect,
+    statistics.recalibrate,
+    bench.behaviour,
+    bench.populations,
+    bench.latency,
+    table.table,
+    info.info,
+):
+    app.command()(command)
+app.add_typer(bench.app, name="bench")
+
+
+def main() -> None:
+    """Entry point of the `normwright` command."""
+    app()

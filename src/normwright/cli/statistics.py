@@ -1,0 +1,116 @@
+"""The commands for recorded statistics: `inspect` looks at them, `recalibrate` measures them anew."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from normwright.cli.leaving import need, stop
+from normwright.cli.named import NotFoundError, batches, called
+
+Weights = Annotated[Path, typer.Option(help="The model's weights: .pt or .safetensors. Never written to.")]
+
+
+def inspect(
+    weights: Annotated[Path, typer.Argument(help="A state dict or checkpoint: a .pt or .safetensors file.")],
+    json: Annotated[Path | None, typer.Option(help="File for the records.")] = None,
+    fail_on: Annotated[
+        Literal["error", "warning", "never"], typer.Option(help="What ends with exit status 1.")
+    ] = "error",
+) -> None:
+    """Look for what is wrong with the batch norm layers of a file of weights, worst first.
+
+    No code is needed and none is run: layers are found by their keys. Exit status: 0, or 1 for findings as bad as
+    --fail-on, or 2 for a file that cannot be read.
+    """
+    _need_reader(weights)
+    from rich.console import Console
+
+    import normwright.torch as nw
+    from normwright.report import terminal
+    from normwright.torch import checkpoint
+
+    try:
+        checkpoint.check_apart(weights, json)
+        findings = nw.inspect(checkpoint.read(weights).content)
+    except OSError as error:
+        stop(f"normwright inspect: {weights}: {error.strerror or error}", code=2)
+    except nw.ShapeError as error:
+        stop(f"normwright inspect: {error}", code=2)
+    terminal.show_notices(findings.headline, findings.about, findings.notices(), Console())
+    if json is not None:
+        try:
+            findings.save(json)
+        except OSError as error:
+            stop(f"normwright inspect: cannot write to {json}: {error.strerror or error}", code=2)
+    if findings.fails(fail_on):
+        raise typer.Exit(1)
+
+
+def recalibrate(
+    build: Annotated[str, typer.Argument(help="package.module:build, a function that returns the model.")],
+    weights: Weights,
+    data: Annotated[
+        str, typer.Option(help="package.module:batches, an iterable of batches or a function returning one.")
+    ],
+    out: Annotated[Path, typer.Option(help="The same file with new statistics; .pt or .safetensors.")],
+    method: Annotated[
+        Literal["pooled", "algorithm2", "moving"],
+        typer.Option(help="All values together, the paper's Algorithm 2, or the layers' moving average."),
+    ] = "pooled",
+    order: Annotated[
+        Literal["joint", "sequential"],
+        typer.Option(help="All layers in one pass, or each behind final statistics."),
+    ] = "joint",
+    prior: Annotated[
+        int | None, typer.Option(min=1, help="The old statistics count as so many samples.")
+    ] = None,
+    entry: Annotated[
+        str | None, typer.Option(help="Which network of the file, where it holds several: model_ema.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace --out where it exists.")] = False,
+    json: Annotated[Path | None, typer.Option(help="File for the drift, layer by layer.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="SVG file for a picture of the drift.")] = None,
+) -> None:
+    """Measure the running statistics of a model anew, on data, and write its weights with them.
+
+    Modules are imported from the current folder too. --out is the file that was read, with new statistics in
+    place of the old ones, in the types that they had there, and all else as it was; it appears whole or not at all.
+    """
+    _need_reader(weights, out)
+    if figure is not None:
+        need("report", {"matplotlib": "matplotlib"})
+    import normwright.torch as nw
+    from normwright.torch import checkpoint
+
+    call, left = "normwright recalibrate", "nothing was written"
+    try:
+        checkpoint.check_apart(weights, out, json, figure)
+        checkpoint.check_out(out, weights, force)
+        read = checkpoint.read(weights)
+        model = called(build)
+        place = checkpoint.load(build, model, read, entry)
+        drift = nw.recalibrate(
+            model, batches(data), method=method, order=order, prior=prior, progress=sys.stderr.isatty()
+        )
+        checkpoint.write(out, checkpoint.with_statistics_of(model, read, place, drift))
+        left = f"{out} is written"
+        typer.echo(f"{drift}\n\nThe weights: {out}")
+        if json is not None:
+            drift.save(json)
+        if figure is not None:
+            drift.figure(figure)
+    except (NotFoundError, nw.ShapeError, nw.DtypeError, nw.NonfiniteError) as error:
+        stop(f"{call}: {error}", code=2)
+    except OSError as error:
+        stop(f"{call}: {error.filename or out}: {error.strerror or error}", code=2)
+    except KeyboardInterrupt:
+        stop(f"{call}: stopped; {left}.", code=130)
+
+
+def _need_reader(*files: Path) -> None:
+    """Leave with one line where what reads and writes these files is missing."""
+    need("torch", {"torch": "torch"})
+    if any(file.suffix == ".safetensors" for file in files):
+        need("safetensors", {"safetensors": "safetensors"})
