@@ -324,15 +324,18 @@ def test_an_interrupted_run_writes_nothing_and_says_so(mine):
     [
         ({"build": "mine"}, ["expected package.module:name, got mine."]),
         ({"build": "yours:build"}, ["cannot import yours: No module named 'yours'."]),
-        ({"build": "mine:bild"}, ["mine has no bild; it has torch, nn, build, other"]),
-        ({"build": "mine:LIST"}, ["expected mine:LIST to be a function, got list."]),
+        ({"build": "mine:bild"}, ["mine has no bild; it has build, other"]),
+        ({"build": "mine:LIST"}, ["expected mine:LIST to be a model or a function, got list."]),
         ({"build": "mine:number"}, ["mine:number: expected a torch.nn.Module, got builtins.int."]),
         (
             {"build": "mine:linear"},
             ["mine:linear: expected a model with running statistics, got one without."],
         ),
         ({"build": "mine:other"}, ["size mismatch for 0.weight"]),
-        ({"data": "mine:number"}, ["expected batches to be an iterable of batches, got builtins.int"]),
+        (
+            {"data": "mine:number"},
+            ["mine:number: expected batches to be an iterable of batches, got builtins.int"],
+        ),
         ({"data": "mine:nothing"}, ["mine has no nothing"]),
         ({"data": "mine:NAN"}, ["NaN"]),
         ({"weights": "none.pt"}, ["none.pt: No such file or directory"]),

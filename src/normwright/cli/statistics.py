@@ -8,8 +8,28 @@ import typer
 
 from normwright.cli.leaving import need, stop
 from normwright.cli.named import NotFoundError, batches, called
+from normwright.cli.users import Batches, UsersError
 
 Weights = Annotated[Path, typer.Option(help="The model's weights: .pt or .safetensors. Never written to.")]
+Build = Annotated[str, typer.Argument(help="package.module:build, the model or a function that returns it.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="package.module:batches, an iterable of batches or a function returning one. The model gets a "
+        "tensor; of a tuple or list the first; a dict is keywords."
+    ),
+]
+Out = Annotated[
+    Path, typer.Option(help="Another file: a copy of --weights with new statistics; .pt or .safetensors.")
+]
+Method = Annotated[
+    Literal["pooled", "algorithm2", "moving"],
+    typer.Option(help="All values together, the paper's Algorithm 2, or the layers' moving average."),
+]
+Order = Annotated[
+    Literal["joint", "sequential"],
+    typer.Option(help="All layers in one pass, or each behind final statistics."),
+]
 
 
 def inspect(
@@ -49,20 +69,12 @@ def inspect(
 
 
 def recalibrate(
-    build: Annotated[str, typer.Argument(help="package.module:build, a function that returns the model.")],
+    build: Build,
     weights: Weights,
-    data: Annotated[
-        str, typer.Option(help="package.module:batches, an iterable of batches or a function returning one.")
-    ],
-    out: Annotated[Path, typer.Option(help="The same file with new statistics; .pt or .safetensors.")],
-    method: Annotated[
-        Literal["pooled", "algorithm2", "moving"],
-        typer.Option(help="All values together, the paper's Algorithm 2, or the layers' moving average."),
-    ] = "pooled",
-    order: Annotated[
-        Literal["joint", "sequential"],
-        typer.Option(help="All layers in one pass, or each behind final statistics."),
-    ] = "joint",
+    data: Data,
+    out: Out,
+    method: Method = "pooled",
+    order: Order = "joint",
     prior: Annotated[
         int | None, typer.Option(min=1, help="The old statistics count as so many samples.")
     ] = None,
@@ -88,11 +100,22 @@ def recalibrate(
     try:
         checkpoint.check_apart(weights, out, json, figure)
         checkpoint.check_out(out, weights, force)
+        if json is not None:
+            checkpoint.check_place(json)
+        if figure is not None:
+            checkpoint.check_place(figure, ".svg")
         read = checkpoint.read(weights)
-        model = called(build)
+        model = called(build, checkpoint.is_model)
         place = checkpoint.load(build, model, read, entry)
+        given = Batches(data, batches(data), again=order == "sequential")
         drift = nw.recalibrate(
-            model, batches(data), method=method, order=order, prior=prior, progress=sys.stderr.isatty()
+            model,
+            given,
+            forward=given,
+            method=method,
+            order=order,
+            prior=prior,
+            progress=sys.stderr.isatty(),
         )
         checkpoint.write(out, checkpoint.with_statistics_of(model, read, place, drift))
         left = f"{out} is written"
@@ -101,7 +124,7 @@ def recalibrate(
             drift.save(json)
         if figure is not None:
             drift.figure(figure)
-    except (NotFoundError, nw.ShapeError, nw.DtypeError, nw.NonfiniteError) as error:
+    except (NotFoundError, UsersError, nw.ShapeError, nw.DtypeError, nw.NonfiniteError) as error:
         stop(f"{call}: {error}", code=2)
     except OSError as error:
         stop(f"{call}: {error.filename or out}: {error.strerror or error}", code=2)

@@ -33,10 +33,12 @@ class Checkpoint:
     Attributes:
         content: names to tensors, or whatever was saved around them.
         about: the words beside the tensors of a safetensors file; None elsewhere.
+        file: its name; None where it was not read from one.
     """
 
     content: Mapping[Any, Any]
     about: Mapping[str, str] | None = None
+    file: Path | None = None
 
 
 def read(path: Path) -> Checkpoint:
@@ -76,7 +78,7 @@ def read(path: Path) -> Checkpoint:
     if not isinstance(content, Mapping):
         got = f"{type(content).__module__}.{type(content).__name__}"
         raise ShapeError(message(str(path), "a state dict", got))
-    return Checkpoint(content)
+    return Checkpoint(content, file=path)
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
@@ -86,7 +88,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no mapping
-            return Checkpoint(tensors, file.metadata())
+            return Checkpoint(tensors, file.metadata(), path)
     except SafetensorError as error:
         raise ShapeError(
             message(str(path), "a safetensors file", f"something else ({_line(error)})")
@@ -113,7 +115,8 @@ def check_apart(given: Path, *written: Path | None) -> None:
             if _is_one_file(path, other):
                 one, got = ("the one that was read", f"{other} itself"), ("any other", f"{other} twice")
                 which, told = one if other is given else got
-                raise ShapeError(message(str(path), f"another file than {which}", told))
+                expected, remedy = f"another file than {which}", "Choose another name."
+                raise ShapeError(message(str(path), expected, told, remedy=remedy))
         files.append(path)
 
 
@@ -135,10 +138,24 @@ def check_out(path: Path, given: Path, force: bool) -> None:
     if path.suffix == SAFETENSORS:
         _need_safetensors(path)
     check_apart(given, path)
+    if path.exists() and not path.is_dir() and not force:
+        raise ShapeError(message(str(path), "a new file", "one that exists", remedy="--force replaces it."))
+    check_place(path)
+
+
+def check_place(path: Path, suffix: str = "") -> None:
+    """Raise unless a file can be written there.
+
+    Raises:
+        ShapeError: its name does not end in `suffix`.
+        OSError: it is a folder, or its own does not exist, or may not be written to.
+    """
+    if suffix and path.suffix.lower() != suffix:
+        raise ShapeError(
+            message(str(path), f"a name that ends in {suffix}", path.suffix or "none of that kind")
+        )
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if path.exists() and not force:
-        raise ShapeError(message(str(path), "a new file", "one that exists", remedy="--force replaces it."))
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
@@ -227,7 +244,8 @@ def load(call: str, model: object, checkpoint: Checkpoint, entry: str | None) ->
         got = f"{type(model).__module__}.{type(model).__name__}"
         raise DtypeError(message(call, "a torch.nn.Module", got))
     place = _place(call, model, checkpoint, entry)
-    _load(call, model, _part(checkpoint.content, place), place.prefix)
+    where = f" in {checkpoint.file}" if checkpoint.file else ""
+    _load(call, model, _part(checkpoint.content, place), place.prefix, where)
     return place
 
 
@@ -264,7 +282,12 @@ def _places(layers: list[str], checkpoint: Checkpoint) -> Iterator[Place]:
                 yield Place(path, prefix)
 
 
-def _load(call: str, model: nn.Module, part: Mapping[str, Any], prefix: str) -> None:
+def is_model(found: object) -> bool:
+    """Whether it is a model as it stands, and not what makes one."""
+    return isinstance(found, nn.Module)
+
+
+def _load(call: str, model: nn.Module, part: Mapping[str, Any], prefix: str, where: str) -> None:
     state: dict[str, Any] = OrderedDict()
     state.update((key.removeprefix(prefix), value) for key, value in part.items() if key.startswith(prefix))
     versions = getattr(part, "_metadata", None)  # by which modules read what older ones of them wrote
@@ -275,8 +298,11 @@ def _load(call: str, model: nn.Module, part: Mapping[str, Any], prefix: str) -> 
         model.load_state_dict(state)
     except RuntimeError as error:
         lines = str(error).split("\n\t")[1:] or [str(error)]
-        got = "; ".join(_shortened(line.strip()) for line in lines[:_FIRST])
-        raise ShapeError(message(call, f"weights of {type(model).__name__}", got.rstrip("."))) from error
+        told = [_shortened(line.strip().rstrip(".")) for line in lines[:_FIRST]]
+        if len(lines) > _FIRST:
+            told.append(f"and {len(lines) - _FIRST} more")
+        expected = f"weights of {type(model).__name__}{where}"
+        raise ShapeError(message(call, expected, "; ".join(told))) from error
 
 
 def _part(content: Mapping[Any, Any], place: Place) -> Mapping[str, Any]:
@@ -333,10 +359,11 @@ def _some(names: list[str]) -> str:
 
 
 def _shortened(line: str) -> str:
-    """A line of torch's, its list of keys cut short."""
+    """A line of torch's: a list of keys is cut short, shapes are not; and it stays a line."""
     head, colon, keys = line.partition(": ")
     listed = keys.split(", ")
-    return line if len(listed) <= _FIRST else f"{head}{colon}{_some(listed)}"
+    cut = head.endswith("key(s) in state_dict") and len(listed) > _FIRST
+    return " ".join((f"{head}{colon}{_some(listed)}" if cut else line).split())
 
 
 def _line(error: BaseException) -> str:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from normwright.core.checks import DtypeError, ShapeError, message
 
 Forward = Callable[[Any, Any], object]
+_REMEDY = "Pass forward=lambda model, batch: ... for batches of another kind."
+_SHOWN = 4  # of what a batch holds
 
 
 class Feed:
@@ -17,32 +19,36 @@ class Feed:
     Args:
         call: whose name errors carry.
         model: the module to run.
-        forward: `forward(model, batch)` in place of the rules of `__call__`; it gets every batch as it comes.
+        forward: `forward(model, batch)` in place of the rules of `arguments`; it gets every batch as it comes.
+        remedy: what to do about batches of another kind.
     """
 
-    def __init__(self, call: str, model: nn.Module, forward: Forward | None) -> None:
-        self._call, self._model, self._forward = call, model, forward
+    def __init__(self, call: str, model: nn.Module, forward: Forward | None, remedy: str = _REMEDY) -> None:
+        self._call, self._model, self._forward, self._remedy = call, model, forward, remedy
         held = [*model.parameters(), *model.buffers()]
         self._device = held[0].device if held else torch.device("cpu")
 
     def __call__(self, batch: Any) -> None:
-        """One forward pass: of a tensor, of a tuple's or list's first element, of a mapping as keywords."""
+        """One forward pass."""
         if self._forward is not None:
             self._forward(self._model, batch)
             return
+        inputs, keywords = self.arguments(batch)
+        self._model(*inputs, **keywords)
+
+    def arguments(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the model is called with: a tensor, a tuple's or list's first element, a mapping as keywords."""
         given = batch
         if isinstance(batch, tuple | list) and batch:
             batch = batch[0]  # as a DataLoader gives them: the rest is the target
         if isinstance(batch, Mapping):
-            self._model(**{name: self._moved(value) for name, value in batch.items()})
-        elif isinstance(batch, Tensor):
-            self._model(self._moved(batch))
-        else:
-            expected = (
-                "each batch to be a tensor, a tuple or list that begins with the input, or a dict of keywords"
-            )
-            remedy = "Pass forward=lambda model, batch: ... for batches of another kind."
-            raise DtypeError(message(self._call, expected, _kind(given), remedy=remedy))
+            return (), {name: self._moved(value) for name, value in batch.items()}
+        if isinstance(batch, Tensor):
+            return (self._moved(batch),), {}
+        expected = (
+            "each batch to be a tensor, a tuple or list that begins with the input, or a dict of keywords"
+        )
+        raise DtypeError(message(self._call, expected, _kind(given), remedy=self._remedy))
 
     def _moved(self, value: Any) -> Any:
         """Tensors inside of whatever lists, tuples and dicts, on the model's device."""
@@ -59,6 +65,29 @@ class Feed:
 def _kind(batch: object) -> str:
     inside = f" of {type(batch[0]).__name__}" if isinstance(batch, tuple | list) and batch else ""
     return f"{type(batch).__module__}.{type(batch).__name__}{inside}"
+
+
+def way(batch: Any) -> str:
+    """How a batch is given to the model, by the rules of `Feed.arguments`."""
+    first = "batch"
+    if isinstance(batch, tuple | list) and batch:
+        batch, first = batch[0], "batch[0]"
+    return f"model(**{first})" if isinstance(batch, Mapping) else f"model({first})"
+
+
+def described(batch: Any) -> str:
+    """A batch's kind, with the shapes in it: ``tuple (Tensor (4, 3), str)``."""
+    kind = type(batch).__name__
+    if isinstance(batch, Tensor):
+        return f"{kind} {tuple(batch.shape)}"
+    if isinstance(batch, Mapping):
+        held = [f"{name}: {described(each)}" for name, each in batch.items()]
+    elif isinstance(batch, tuple | list):
+        held = [described(each) for each in batch[:_SHOWN]] + [""] * len(batch[_SHOWN:])
+    else:
+        return kind
+    more = f", and {len(held) - _SHOWN} more" if len(held) > _SHOWN else ""
+    return f"{kind} ({', '.join(held[:_SHOWN])}{more})"
 
 
 def check_batches(call: str, batches: Any, again: bool) -> None:
