@@ -286,5 +286,5 @@ def test_every_example_of_the_page_runs_and_prints_what_it_says():
         for block in blocks:
             exec(block, names)
     told = re.findall(r"^ *print\(.*\)  # (.*)$|^    # (.*)$", "\n".join(blocks), re.M)
-    assert len(told) == 8
+    assert len(told) == 9
     assert " ".join(printed.getvalue().split()) == " ".join(" ".join(map("".join, told)).split())
