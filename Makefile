@@ -53,6 +53,8 @@ docs: $(READY)
 	$(RUN)/normwright latency --into docs/pytorch.md
 	$(RUN)/normwright populations --into docs/statistics.md
 	$(RUN)/normwright averages --into docs/statistics.md
+	$(RUN)/normwright synchronized --into docs/distributed.md
+	$(RUN)/normwright scaling --into docs/distributed.md --figure docs/distributed.svg
 	$(RUN)/python -m normwright.bench.models --page docs/models.md
 
 $(READY): $(INSTALLED_FROM)

@@ -1,4 +1,4 @@
-// What the two bindings share: bind_python.cpp, which takes addresses, and bind_tensors.cpp, which takes torch's tensors.
+// What the bindings share: bind_python.cpp, which takes addresses, and those that take torch's tensors (tensors.h).
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -13,6 +13,7 @@ namespace nb = nanobind;
 namespace normwright {
 
 void bind_tensors(nb::module_& m);
+void bind_shared(nb::module_& m);
 
 // What forward saves lies in a bytearray: Python makes one twenty times faster than a tensor.
 inline Saved saved_rows(nb::bytearray rows, int64_t channels) {

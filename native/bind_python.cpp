@@ -44,6 +44,7 @@ NB_MODULE(_native, m) {
   m.doc() = "The native kernels. Called by normwright.kernels.cpu and the doors, which check what they pass.";
   nb::set_leak_warnings(false);  // activations are kept for the life of the process
   bind_tensors(m);
+  bind_shared(m);
 
   m.def(
       "moments",

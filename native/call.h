@@ -154,6 +154,19 @@ struct Call {
     dbeta.write(c0, c1, scratch.doubles(S::kDbeta));
     for (Row row : {S::kSlope, S::kLevel}) repeat(row);
   }
+  // What dx needs, of all channels, from sums over n values that are known already.
+  void backward_gap_by(const double* dbeta, const double* dgamma, double n, const Statistics& s) const {
+    using S = Scratch<T>;
+    const Sums whole = scratch.whole();
+    const double* missing = scratch.doubles(S::kMissing);
+    for (int64_t c = 0; c < plan.channels(); ++c) {
+      whole.first[c] = dbeta[c];
+      whole.second[c] = dgamma[c] + missing[c] * double(T(s.rstd[c])) * dbeta[c];  // which the gap takes off
+      whole.first_tail[c] = whole.second_tail[c] = 0;
+    }
+    gaps_of<T>(active_isa()).backward(whole, s, scratch.terms(), n, plan.channels(), mutable_numbers());
+    for (Row row : {S::kSlope, S::kLevel}) repeat(row);
+  }
   // The statistics of channels [c0, c1), whose sums are complete.
   void merge_moments(int64_t c0, int64_t c1, double eps, const Statistics& to) const {
     if (c0 == c1) return;

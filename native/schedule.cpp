@@ -16,8 +16,6 @@ bool forked_child = false;
 bool is_forked_child() { return forked_child; }
 void trust_fork() { forked_child = false; }
 
-namespace {
-
 // After all channels are known, so that a batch is left out whole. Finite as the number that would be remembered.
 bool move(const Running& running, const Saved& saved, int64_t channels, double n) {
   const auto finite = [](const MutableReals& to, double value) {
@@ -38,6 +36,36 @@ bool move(const Running& running, const Saved& saved, int64_t channels, double n
   }
   return true;
 }
+
+double merge_rows(const double* rows, int64_t n, int64_t stride, int64_t channels, double eps, Saved to) {
+  double count = 0;
+  int64_t most = 0;
+  for (int64_t k = 0; k < n; ++k) {
+    count += rows[k * stride];
+    if (rows[k * stride] > rows[most * stride]) most = k;
+  }
+  const double some = count < 1 ? 1 : count;
+  for (int64_t c = 0; c < channels; ++c) {
+    const auto mean = [&](int64_t k) { return rows[k * stride + 1 + c]; };
+    const auto tail = [&](int64_t k) { return rows[k * stride + 1 + channels + c]; };
+    const double pivot = mean(most), pivot_tail = tail(most);
+    const auto away = [&](int64_t k) { return rows[k * stride] > 0 ? (mean(k) - pivot) + (tail(k) - pivot_tail) : 0; };
+    double shift = 0, m2 = 0;
+    for (int64_t k = 0; k < n; ++k) shift += rows[k * stride] * away(k);
+    shift /= some;
+    for (int64_t k = 0; k < n; ++k) {
+      const double d = away(k) - shift;
+      m2 += rows[k * stride + 1 + 2 * channels + c] + rows[k * stride] * (d * d);
+    }
+    to.mean[c] = pivot + shift;
+    to.mean_tail[c] = ((pivot - to.mean[c]) + shift) + pivot_tail;
+    to.m2[c] = m2;
+    to.rstd[c] = 1 / std::sqrt(m2 / some + eps);
+  }
+  return count;
+}
+
+namespace {
 
 const auto nothing = [](auto...) {};
 
@@ -101,6 +129,35 @@ void backward_train(const D* x, Layout at, const D* dy, Affine affine, Saved sav
 }
 
 template <class D>
+void forward_by(const D* x, Layout at, D* y, Affine affine, Saved saved, After<D> after) {
+  expect_writes(y, at);
+  const Call<D> call(at, after);
+  call.forward_gap(0, at.channels, saved, affine);
+  each_tile(call.plan, [&](Tile t) { call.apply(x, y, t); });
+}
+
+template <class D>
+void backward_sums(const D* x, Layout at, const D* dy, Affine affine, Saved saved, double* dbeta, double* dgamma, After<D> after) {
+  after.dresidual = nullptr;
+  const Call<D> call(at, after);
+  call.forward_gap(0, at.channels, saved, affine);
+  reduce_gap_apply(
+      call.plan, bytes_read(after), nothing, [&](Tile t, int64_t k) { call.reduce_grads(x, dy, t, k); },
+      [&](int64_t c0, int64_t c1) { call.backward_gap(c0, c1, saved, {dgamma, true}, {dbeta, true}); }, nothing);
+}
+
+template <class D>
+void backward_by(const D* x, Layout at, const D* dy, Affine affine, Saved saved, const double* dbeta, const double* dgamma,
+                 double n, D* dx, After<D> after) {
+  expect_writes(dx, at);
+  expect_writes(after.dresidual, at);
+  const Call<D> call(at, after);
+  call.forward_gap(0, at.channels, saved, affine);
+  call.backward_gap_by(dbeta, dgamma, n, saved);
+  each_tile(call.plan, [&](Tile t) { call.grad_apply(x, dy, dx, t, false); });
+}
+
+template <class D>
 void forward_fixed(const D* x, Layout at, D* y, Affine affine, Fixed by, After<D> after) {
   expect_writes(y, at);
   const Call<D> call(at, after);
@@ -148,6 +205,10 @@ void memory_floor(const float* a, const float* b, float* c, float* d, int64_t n,
   template void moments_only(const D*, Layout, Saved);                                                        \
   template bool forward_train(const D*, Layout, D*, Affine, double, Saved, Running, After<D>);                \
   template void backward_train(const D*, Layout, const D*, Affine, Saved, Gradients<D>, After<D>);            \
+  template void forward_by(const D*, Layout, D*, Affine, Saved, After<D>);                                    \
+  template void backward_sums(const D*, Layout, const D*, Affine, Saved, double*, double*, After<D>);         \
+  template void backward_by(const D*, Layout, const D*, Affine, Saved, const double*, const double*, double,  \
+                            D*, After<D>);                                                                    \
   template void forward_fixed(const D*, Layout, D*, Affine, Fixed, After<D>);                                 \
   template void backward_fixed(const D*, Layout, const D*, Affine, Fixed, Gradients<D>, After<D>);            \
   template int64_t bits_bytes<D>(Layout);

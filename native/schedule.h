@@ -75,11 +75,26 @@ template <class D>
 bool forward_train(const D* x, Layout, D* y, Affine, double eps, Saved, Running, After<D>);
 template <class D>
 void backward_train(const D* x, Layout, const D* dy, Affine, Saved, Gradients<D>, After<D>);
+// The same in halves, between which others' numbers come in. forward: by statistics of more than x. backward: the sums
+// over x, then dx from sums over `n` values, x's among them.
+template <class D>
+void forward_by(const D* x, Layout, D* y, Affine, Saved, After<D>);
+template <class D>
+void backward_sums(const D* x, Layout, const D* dy, Affine, Saved, double* dbeta, double* dgamma, After<D>);
+template <class D>
+void backward_by(const D* x, Layout, const D* dy, Affine, Saved, const double* dbeta, const double* dgamma, double n, D* dx,
+                 After<D>);
 // y may be x, or the residual.
 template <class D>
 void forward_fixed(const D* x, Layout, D* y, Affine, Fixed, After<D>);
 template <class D>
 void backward_fixed(const D* x, Layout, const D* dy, Affine, Fixed, Gradients<D>, After<D>);
+
+// Rows of (count, mean (C), mean_tail (C), m2 (C)), `stride` doubles apart, as one batch: the statistics, by terms in the rows' order; its
+// count. Not vectorized: the bits are those of the same operations one by one (torch/peers.py).
+double merge_rows(const double* rows, int64_t n, int64_t stride, int64_t channels, double eps, Saved);
+// Moves running statistics by a batch of n values, of which `saved` are the statistics. False: guarded, and left out.
+bool move(const Running&, const Saved& saved, int64_t channels, double n);
 
 // Room for one bit per value, as the kernels lay them.
 template <class D>

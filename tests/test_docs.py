@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import normwright.torch as nw
 from normwright.lab.registry import EXPERIMENTS
@@ -48,30 +49,49 @@ def test_every_link_within_the_project_leads_somewhere(page):
 
 
 STATISTICS = (DOCS / "statistics.md").read_text(encoding="utf-8")
+DISTRIBUTED = (DOCS / "distributed.md").read_text(encoding="utf-8")
 
 
-def test_every_example_about_statistics_runs_and_prints_what_it_says():
+@pytest.mark.parametrize(
+    ("page", "lines"),
+    [
+        (STATISTICS, 10),
+        pytest.param(
+            DISTRIBUTED,
+            4,
+            marks=pytest.mark.skipif(
+                not dist.is_gloo_available(), reason="this torch was built without gloo"
+            ),
+        ),
+    ],
+    ids=["statistics", "distributed"],
+)
+def test_every_example_runs_and_prints_what_it_says(page, lines):
     printed, names = io.StringIO(), {}
-    blocks = re.findall(r"^```python\n(.*?)^```", STATISTICS, re.M | re.S)
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
     with torch.random.fork_rng(devices=[]), redirect_stdout(printed):
         for block in blocks:
             exec(block, names)
     told = re.findall(r"^print\(.*\)  # (.*)$|^# (.*)$", "\n".join(blocks), re.M)
-    assert len(told) == 10
+    assert len(told) == lines
     assert printed.getvalue().splitlines() == ["".join(each).partition(":")[0] for each in told]
 
 
-def test_the_page_about_statistics_names_what_it_links_to():
+@pytest.mark.parametrize(
+    ("page", "links"), [(STATISTICS, 2), (DISTRIBUTED, 3)], ids=["statistics", "distributed"]
+)
+def test_a_page_has_the_heads_that_it_links_to(page, links):
     anchors = {
         re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-")
-        for head in re.findall(r"^## (.*)$", STATISTICS, re.M)
+        for head in re.findall(r"^## (.*)$", page, re.M)
     }
-    linked = set(re.findall(r"\]\(#([^)]*)\)", STATISTICS))
-    assert len(linked) == 2
+    linked = set(re.findall(r"\]\(#([^)]*)\)", page))
+    assert len(linked) == links
     assert linked <= anchors
 
 
-def test_every_function_that_the_page_about_statistics_names_exists():
-    named = set(re.findall(r"\bnw\.(\w+)", STATISTICS))
+@pytest.mark.parametrize("page", [STATISTICS, DISTRIBUTED], ids=["statistics", "distributed"])
+def test_every_function_that_a_page_names_exists(page):
+    named = set(re.findall(r"\bnw\.(\w+)", page))
     assert len(named) > 4
     assert named <= set(nw.__all__)

@@ -63,6 +63,7 @@ def test_every_layer_changes_its_class_and_keeps_everything_else(model):
             now = dict(layer.__dict__)
             assert ("_guard" in now, "_guard" in attributes) == (change is nw.convert, False)
             now.pop("_guard", None)  # counts the batches that were left out
+            assert now.pop("_path", "") == (name if change is nw.convert else "")  # by which messages name it
             assert now == attributes
         assert list(named_tensors(model)) == list(tensors)
         for name, t in named_tensors(model).items():

@@ -27,6 +27,13 @@ class Mine(nn.BatchNorm2d):
         return super().forward(x) * 2
 
 
+class MineOfSeveral(nn.SyncBatchNorm):
+    """A subclass of a layer whose forward torch has not from its base, and which has its own."""
+
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
 class MineOfYours(nw.BatchNorm2d):
     """A subclass of ours."""
 
@@ -54,12 +61,12 @@ def test_a_subclass_of_ours_has_no_counterpart_and_is_named():
 
 
 def test_batch_norms_with_a_forward_of_their_own_are_left_alone_and_one_warning_names_them():
-    model = nn.Sequential(Mine(4), nn.Sequential(nn.BatchNorm2d(4), nn.SyncBatchNorm(4)))
+    model = nn.Sequential(Mine(4), nn.Sequential(nn.BatchNorm2d(4), MineOfSeveral(4)))
     before = [(layer, type(layer), dict(layer.__dict__)) for layer in (model[0], model[1][1])]
     with pytest.warns(UserWarning, match=r"^normwright.torch.convert: left as they are, ") as warned:
         nw.convert(model)
     (warning,) = warned
-    assert f"0 ({__name__}.Mine), 1.1 (torch.nn.modules.batchnorm.SyncBatchNorm)" in str(warning.message)
+    assert f"0 ({__name__}.Mine), 1.1 ({__name__}.MineOfSeveral)" in str(warning.message)
     assert warning.filename == __file__  # where convert was called
     assert type(model[1][0]) is nw.BatchNorm2d
     nw.revert(model)  # not converted: nothing to say

@@ -1,13 +1,7 @@
 """Two processes train one model: DistributedDataParallel and fully_shard, beside torch's layers."""
 
-import datetime
-import time
-import traceback
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
 from torch import func, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -89,49 +83,15 @@ CASES = {
 }
 
 
-def process(rank, folder):
-    """One of two: runs every case; writes got, want and bound of each, or its error in words."""
-    torch.set_num_threads(1)
-    # Where one process fails alone, the other waits this long and then fails as well.
-    timeout = datetime.timedelta(seconds=10)
-    dist.init_process_group("gloo", f"file://{folder}/meet", timeout, world_size=2, rank=rank)
-    results = {}
-    for case, (run, *arguments) in CASES.items():
-        try:
-            results[case] = run(rank, *arguments)
-        except Exception:
-            results[case] = traceback.format_exc()
-    torch.save(results, Path(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """The results of both processes, which are ended after a while whatever they do."""
-    folder = str(tmp_path_factory.mktemp("processes"))
-    context = torch.multiprocessing.spawn(process, (folder,), nprocs=2, join=False)
-    end = time.monotonic() + 50
-    try:
-        while not context.join(timeout=max(0, end - time.monotonic())):
-            if time.monotonic() > end:
-                pytest.fail("two processes were not done after 50 seconds")
-    finally:
-        for child in context.processes:
-            child.kill()
-    return [torch.load(Path(folder, f"{rank}.pt")) for rank in (0, 1)]
-
-
-@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch was built without gloo")
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_train_as_torchs_layers_do(case, both):
-    for results in both:
-        assert not isinstance(results[case], str), results[case]
-        same(*results[case])
+def test_two_processes_train_as_torchs_layers_do(case, processes):
+    run, *arguments = CASES[case]
+    for results in processes.run(run, *arguments):
+        same(*results)
 
 
-@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch was built without gloo")
-def test_the_two_processes_saw_different_batches(both):
-    got, other = (results["parallel, directly, train"][0] for results in both)
+def test_the_two_processes_saw_different_batches(processes):
+    got, other = (results[0] for results in processes.run(parallel, "directly", "train"))
     with pytest.raises(AssertionError, match=r"^y0"):
         same(got, other)
     for name in got:  # and yet share their gradients

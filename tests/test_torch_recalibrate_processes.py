@@ -1,21 +1,18 @@
-"""Two processes recalibrate one model over both processes' batches, and fail together."""
+"""Several processes recalibrate one model over all their batches, and fail together."""
 
-import datetime
-import time
-import traceback
-from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import normwright.torch as nw
 from beside_torch import agree, normal, same_bits
 from normwright.torch import measuring
 
-pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch was built without gloo")
 F64 = torch.float64
 TWO = [normal(7, 3, dtype=F64), normal(2, 3, dtype=F64, seed=1)]
 # The batches of rank 0 and of rank 1.
@@ -174,63 +171,19 @@ def one_alone(rank):
 
 OPTIONS = {"pooled": {}, "algorithm2": {"method": "algorithm2"}, "a prior": {"prior": 4}}
 CASES = {
-    f"{share}, {order}, {name}, {kind}": (together, share, order, options, kind)
+    f"{share}, {order}, {name}, {kind}": (share, order, options, kind)
     for share in SHARES
     for order in ("joint", "sequential")
     for name, options in OPTIONS.items()
     for kind in ("plain", "parallel", "sync")
     if kind == "plain" or (share, name) == ("uneven", "pooled")
 }
-EVENTS = {
-    "failing, joint": (failing, "joint"),
-    "failing, sequential": (failing, "sequential"),
-    "other layers": (other_layers,),
-    "moving": (moving,),
-    "wrong here": (wrong_here,),
-    "one alone": (one_alone,),
-    **{f"interrupted, {order}": (interrupted, order) for order in ("joint", "sequential")},
-    **{f"progress, {order}": (progress_fails, order) for order in ("joint", "sequential")},
-    **{f"other {name}": (other_options, name) for name in ("order", "method", "prior")},
-    "other types": (other_types,),
-    **{f"fails to {step}": (fails_at_the_end, step) for step in ("settle", "write")},
-}
-
-
-def process(rank, folder):
-    torch.set_num_threads(1)
-    # Where one process waits for a call that the other does not make, both fail after this.
-    timeout = datetime.timedelta(seconds=10)
-    dist.init_process_group("gloo", f"file://{folder}/meet", timeout, world_size=2, rank=rank)
-    results = {}
-    for case, (run, *arguments) in {**CASES, **EVENTS}.items():
-        try:
-            results[case] = run(rank, *arguments)
-        except Exception:
-            results[case] = traceback.format_exc()
-    torch.save(results, Path(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """The results of both processes, which are ended after a while whatever they do."""
-    folder = str(tmp_path_factory.mktemp("recalibrated"))
-    context = torch.multiprocessing.spawn(process, (folder,), nprocs=2, join=False)
-    end = time.monotonic() + 50
-    try:
-        while not context.join(timeout=max(0, end - time.monotonic())):
-            if time.monotonic() > end:
-                pytest.fail("two processes were not done after 50 seconds")
-    finally:
-        for child in context.processes:
-            child.kill()
-    return [torch.load(Path(folder, f"{rank}.pt")) for rank in (0, 1)]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_both_processes_have_the_statistics_of_all_batches(case, both):
-    _, share, order, options, _ = CASES[case]
-    (got, *facts), (other, *others) = (results[case] for results in both)
+def test_both_processes_have_the_statistics_of_all_batches(case, processes):
+    share, order, options, _ = CASES[case]
+    (got, *facts), (other, *others) = processes.run(together, *CASES[case])
     want, *wanted = alone(share, order, options)
     assert facts == others
     if share == "uneven" and order == "sequential":
@@ -246,73 +199,139 @@ def test_both_processes_have_the_statistics_of_all_batches(case, both):
 
 
 @pytest.mark.parametrize("order", ["joint", "sequential"])
-def test_where_one_process_fails_the_other_does_not_wait(order, both):
-    other, failed = (results[f"failing, {order}"] for results in both)
+def test_where_one_process_fails_the_other_does_not_wait(order, processes):
+    other, failed = processes.run(failing, order)
     assert failed == ("ZeroDivisionError", "of this rank", True)
     assert other[0] == "RuntimeError"
     assert "got on rank 1 ZeroDivisionError: of this rank." in other[1]
     assert other[2]
 
 
-def test_models_that_differ_are_refused_everywhere(both):
-    for results in both:
-        kind, words = results["other layers"]
+def test_models_that_differ_are_refused_everywhere(processes):
+    for kind, words in processes.run(other_layers):
         assert kind == "ShapeError"
         assert "the same batch norm layers in every process, got others on rank 1 than on rank 0" in words
 
 
-def test_a_mistake_in_one_process_is_told_to_the_other(both):
-    other, wrong = (results["wrong here"] for results in both)
+def test_a_mistake_in_one_process_is_told_to_the_other(processes):
+    other, wrong = processes.run(wrong_here)
     assert wrong[0] == "DtypeError"
     assert other[0] == "RuntimeError"
     assert "on rank 1 DtypeError: normwright.torch.recalibrate: expected batches" in other[1]
 
 
 @pytest.mark.parametrize(
-    ("case", "error", "words"),
+    ("event", "argument", "error", "words"),
     [
-        ("interrupted, joint", "KeyboardInterrupt", "KeyboardInterrupt"),
-        ("interrupted, sequential", "KeyboardInterrupt", "KeyboardInterrupt"),
-        ("progress, joint", "ZeroDivisionError", "ZeroDivisionError: division by zero"),
-        ("progress, sequential", "ZeroDivisionError", "ZeroDivisionError: division by zero"),
-        ("fails to settle", "MemoryError", "MemoryError: settle"),
-        ("fails to write", "MemoryError", "MemoryError: write"),
+        (interrupted, "joint", "KeyboardInterrupt", "KeyboardInterrupt"),
+        (interrupted, "sequential", "KeyboardInterrupt", "KeyboardInterrupt"),
+        (progress_fails, "joint", "ZeroDivisionError", "ZeroDivisionError: division by zero"),
+        (progress_fails, "sequential", "ZeroDivisionError", "ZeroDivisionError: division by zero"),
+        (fails_at_the_end, "settle", "MemoryError", "MemoryError: settle"),
+        (fails_at_the_end, "write", "MemoryError", "MemoryError: write"),
     ],
 )
-def test_wherever_one_process_fails_the_other_learns_of_it_and_neither_writes(case, error, words, both):
-    other, failed = (results[case] for results in both)
+def test_wherever_one_process_fails_the_other_learns_of_it_and_neither_writes(
+    event, argument, error, words, processes
+):
+    other, failed = processes.run(event, argument)
     assert (failed[0], failed[2]) == (error, True)
     assert (other[0], other[2]) == ("RuntimeError", True)
     assert f"got on rank 1 {words}." in other[1]
 
 
 @pytest.mark.parametrize(
-    ("case", "words"),
+    ("event", "words"),
     [
-        ("other order", "the same order in every process, got 'sequential' on rank 1 and 'joint' on rank 0."),
-        ("other method", "same method in every process, got 'algorithm2' on rank 1 and 'pooled' on rank 0."),
-        ("other prior", "the same prior in every process, got 2.0 on rank 1 and 1.0 on rank 0."),
         (
-            "other types",
+            (other_options, "order"),
+            "the same order in every process, got 'sequential' on rank 1 and 'joint' on rank 0.",
+        ),
+        (
+            (other_options, "method"),
+            "same method in every process, got 'algorithm2' on rank 1 and 'pooled' on rank 0.",
+        ),
+        ((other_options, "prior"), "the same prior in every process, got 2.0 on rank 1 and 1.0 on rank 0."),
+        (
+            (other_types,),
             "the same batch norm layers in every process, got others on rank 1 than on rank 0 ('').",
         ),
     ],
 )
-def test_processes_that_are_to_do_different_things_are_refused_everywhere(case, words, both):
-    for results in both:
-        kind, told, same = results[case]
+def test_processes_that_are_to_do_different_things_are_refused_everywhere(event, words, processes):
+    for kind, told, same in processes.run(*event):
         assert (kind, same) == ("ShapeError", True)
         assert words in told
 
 
-def test_a_moving_average_of_several_processes_is_refused(both):
-    for results in both:
-        kind, words = results["moving"]
+def test_a_moving_average_of_several_processes_is_refused(processes):
+    for kind, words in processes.run(moving):
         assert (kind, "no group with method='moving'" in words) == ("ShapeError", True)
 
 
-def test_a_group_counts_its_own_processes_alone(both):
-    inside, outside = (results["one alone"] for results in both)
+def test_a_group_counts_its_own_processes_alone(processes):
+    inside, outside = processes.run(one_alone)
     assert inside[2] == 2
     assert outside[0] == "ShapeError"
     assert "this process to be in group" in outside[1]
+
+
+# --- any number of processes ----------------------------------------------------------------------------------
+
+
+def batch(seed, size):
+    """Like no other: of another mean as well."""
+    return normal(size, 3, dtype=F64, seed=seed, mean=seed % 5 - 2.0)
+
+
+def in_groups(rank, shares, groups, order, options):
+    """Each process recalibrates with its group, on its own share of the batches."""
+    made = [dist.new_group(ranks) for ranks in groups]
+    within = [group for group, ranks in zip(made, groups, strict=True) if rank in ranks]
+    model, batches = Net(), [batch(*each) for each in shares[rank]]
+    return summary(model, nw.recalibrate(model, batches, order=order, group=[*within, "world"][0], **options))
+
+
+def check_groups(processes, shares, groups, order, options):
+    """Each group has the statistics of one process with all its batches, and the same bits in each member."""
+    members = groups or [range(len(shares))]
+    results = processes.run(in_groups, shares, groups, order, options, size=len(shares))
+    for ranks in members:
+        model, batches = Net(), [batch(*each) for rank in ranks for each in shares[rank]]
+        want, _, count, unreached, names = summary(
+            model, nw.recalibrate(model, batches, order=order, **options)
+        )
+        first = results[ranks[0]]
+        for rank in ranks:
+            got, *facts = results[rank]
+            assert facts == list(first[1:])
+            assert (facts[1], sorted(facts[2]), sorted(facts[3])) == (count, sorted(unreached), sorted(names))
+            for name, t in want.items():
+                # float64 sums of at most some hundred values in another order, and five layers' worth of them
+                agree(name, got[name].double(), t.double(), 1e-12 * max(1, t.abs().max().item()))
+                same_bits(name, got[name], first[0][name])
+
+
+@st.composite
+def shared(draw, size):
+    """The batches of `size` processes, each a (seed, number of samples); some may have none, but not all."""
+    samples = st.lists(st.integers(2, 9), max_size=3)
+    shares = draw(st.lists(samples, min_size=size, max_size=size).filter(any))
+    return [[(10 * rank + k, n) for k, n in enumerate(share)] for rank, share in enumerate(shares)]
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_any_shares_give_what_one_process_finds_in_all_batches(size, data, processes):
+    shares, order = data.draw(shared(size)), data.draw(st.sampled_from(["joint", "sequential"]))
+    check_groups(processes, shares, [], order, OPTIONS[data.draw(st.sampled_from(list(OPTIONS)))])
+
+
+FOUR = [[(1, 7), (2, 3)], [(3, 9)], [], [(4, 2), (5, 8), (6, 4)]]
+
+
+@pytest.mark.parametrize("order", ["joint", "sequential"])
+@pytest.mark.parametrize("groups", [[], [[0, 2], [1, 3]], [[0, 1, 2], [3]], [[2, 3, 0], [1]]], ids=str)
+def test_groups_at_the_same_time_count_their_own_batches_alone(groups, order, processes):
+    check_groups(processes, FOUR, groups, order, {})

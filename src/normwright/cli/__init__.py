@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from normwright import __version__
-from normwright.cli import bench, info, lab, statistics, table
+from normwright.cli import bench, costs, info, lab, statistics, table, verify
 
 app = typer.Typer(
     name="normwright",
@@ -40,6 +40,9 @@ for command in (
     bench.behaviour,
     bench.populations,
     bench.latency,
+    costs.synchronized,
+    costs.scaling,
+    verify.verify_sync,
     table.table,
     info.info,
 ):

@@ -21,6 +21,10 @@ class NonfiniteError(ValueError, FloatingPointError):
     """A mean or variance is NaN or infinite where finite ones were asked for."""
 
 
+class SyncError(RuntimeError):
+    """What was to come from other processes did not come, or was something else: a RuntimeError, as torch's is."""
+
+
 class TransformError(RuntimeError):
     """A function transform cannot see through what is asked: a RuntimeError, as torch's own is."""
 

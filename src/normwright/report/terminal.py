@@ -102,6 +102,13 @@ def as_text(headline: str, about: str, notices: Iterable[Notice]) -> str:
     return written.getvalue().strip("\n")
 
 
+def table_as_text(table: Table, width: int = 110) -> str:
+    """The table, without colours."""
+    written = StringIO()
+    Console(file=written, width=width, color_system=None).print(rich_table(table))
+    return "\n".join(line.rstrip() for line in written.getvalue().splitlines()).strip("\n")
+
+
 def rich_table(table: Table, *, numbers: bool = True) -> RichTable:
     """A table; numbers stand to the right."""
     rich = RichTable(

@@ -14,7 +14,7 @@ except ImportError as error:
         "normwright.torch needs PyTorch. Install it with: pip install 'normwright[torch]'"
     ) from error
 
-from normwright.core.checks import DtypeError, NonfiniteError, ShapeError, TransformError
+from normwright.core.checks import DtypeError, NonfiniteError, ShapeError, SyncError, TransformError
 from normwright.torch.convert import convert, revert
 from normwright.torch.copying import copy_statistics
 from normwright.torch.decay import param_groups
@@ -23,11 +23,14 @@ from normwright.torch.freeze import freeze, unfreeze
 from normwright.torch.functional import BatchNormStats, batch_norm, batch_norm_stats
 from normwright.torch.inspect import inspect
 from normwright.torch.lazy import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
-from normwright.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, skipped
+from normwright.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm, skipped
+from normwright.torch.pooling import LayerPooling, Pooling, pool_running_stats
 from normwright.torch.recalibrate import recalibrate
 from normwright.torch.running import SkippedUpdateWarning
 from normwright.torch.scopes import no_stat_update
 from normwright.torch.statistics import export_statistics, load_statistics
+from normwright.torch.sync_report import SyncReport
+from normwright.torch.verify import verify_sync
 
 __all__ = [
     "BatchNorm1d",
@@ -37,12 +40,17 @@ __all__ = [
     "Drift",
     "DtypeError",
     "LayerDrift",
+    "LayerPooling",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
     "NonfiniteError",
+    "Pooling",
     "ShapeError",
     "SkippedUpdateWarning",
+    "SyncBatchNorm",
+    "SyncError",
+    "SyncReport",
     "TransformError",
     "batch_norm",
     "batch_norm_stats",
@@ -54,8 +62,10 @@ __all__ = [
     "load_statistics",
     "no_stat_update",
     "param_groups",
+    "pool_running_stats",
     "recalibrate",
     "revert",
     "skipped",
     "unfreeze",
+    "verify_sync",
 ]

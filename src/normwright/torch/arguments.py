@@ -40,13 +40,16 @@ def check(
     by_batch: bool,
     eps: float,
     residual: Tensor | None = None,
+    alone: bool = True,
 ) -> None:
-    """Raise what `batch_norm` documents, before anything is written."""
+    """Raise what `batch_norm` documents, before anything is written. Not `alone`: others may have more values."""
     shape = check_input(call, x)
     if (running_mean is None) is not (running_var is None):
         checks.check_both_or_neither(call, running_mean, running_var)
     if by_batch:
-        if x.numel() == shape[axis]:  # as cheap a question as there is; the check below asks it exactly
+        if (
+            alone and x.numel() == shape[axis]
+        ):  # as cheap a question as there is; the check below asks it exactly
             checks.check_more_than_one_value(
                 call,
                 shape,

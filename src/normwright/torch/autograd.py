@@ -68,6 +68,13 @@ def forward_train(
     return y, saved
 
 
+def forward_shared(x: Tensor, seen: "_native.Seen", saved: bytearray, bits: Tensor | None = None) -> Tensor:
+    """y, by the statistics that all ranks have (see `share`)."""
+    y = torch.empty_like(x)
+    _native.forward_by_seen(seen, y, saved, bits)
+    return y
+
+
 def forward_fixed(
     x: Tensor, seen: "_native.Seen", eps: float, bits: Tensor | None = None, out: Tensor | None = None
 ) -> Tensor:
@@ -133,35 +140,40 @@ class _Train(torch.autograd.Function):
         residual: Tensor | None,
         call: tuple[Any, ...],
     ) -> Tensor:
-        laid, known, axis, seen, running, eps, activation = call
-        if activation is None:
-            y, saved = forward_train(laid, seen, running, eps)
-            ctx.save_for_backward(x, weight)
-            ctx.call = axis, saved, eps, None
-        else:
-            bits = _room_for_bits(laid, seen, residual)
+        laid, known, axis, seen, running, eps, activation, share = call
+        bits = None if activation is None else _room_for_bits(laid, seen, residual)
+        if share is None:
+            shared = None
             y, saved = forward_train(laid, seen, running, eps, bits)
+        else:
+            shared, saved = share
+            y = forward_shared(laid, seen, saved, bits)
+        if activation is None:
+            ctx.save_for_backward(x, weight)
+            ctx.call = axis, saved, eps, None, shared
+        else:
             ctx.save_for_backward(x, weight, *_to_save(bias, residual, bits))
-            ctx.call = axis, saved, eps, (activation, y.stride(), known, seen.bits_bytes)
+            ctx.call = axis, saved, eps, (activation, y.stride(), known, seen.bits_bytes), shared
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *others = ctx.saved_tensors
-        axis, saved, eps, told = ctx.call
+        axis, saved, eps, told, shared = ctx.call
         wanted, followed = ctx.needs_input_grad, _followed(told, others)
         gradients: Gradients | None = None
         if not _must_compose(dy):
             if not _is_grad_enabled():
-                gradients = by_kernel(
-                    _native.backward_train_seen, (saved,), dy, x, weight, axis, wanted, followed
-                )
-            elif followed is None:
+                run, asked = _native.backward_train_seen, wanted
+                if shared is not None:  # the other ranks wait for the sums, whatever is wanted here
+                    run, asked = shared.backward, (*wanted[:2], True, wanted[3])
+                gradients = by_kernel(run, (saved,), dy, x, weight, axis, asked, followed)
+            elif followed is None and shared is None:
                 dx, dweight, dbias = _train_gradients(dy, x, weight, (axis, saved, eps, wanted))
                 gradients = dx, dweight, dbias, dy if wanted[3] else None
         if gradients is None:
-            gradients = only(composed_train(dy, x, weight, axis, saved, eps, followed), wanted)
-        return *gradients, None
+            gradients = composed_train(dy, x, weight, axis, saved, eps, followed, shared)
+        return *only(gradients, wanted), None
 
 
 class _Fixed(torch.autograd.Function):

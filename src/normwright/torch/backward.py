@@ -12,6 +12,7 @@ from normwright.kernels import NATIVE
 from normwright.torch import activations, composed
 from normwright.torch.layouts import laid_out, lined_up, room_like
 from normwright.torch.running import HALF
+from normwright.torch.shared import Shared, Together, first_gradients
 
 if NATIVE:
     from normwright import _native
@@ -123,11 +124,16 @@ def wide(t: _T) -> _T:
 
 def composed_train(
     dy: Tensor, x: Tensor, weight: Tensor | None, axis: int, saved: bytearray, eps: float,
-    followed: Followed | None,
+    followed: Followed | None, shared: Shared | None = None,
 ) -> Gradients:  # fmt: skip
-    of = composed.Channels(x, axis)
+    of = composed.Channels(x, axis) if shared is None else Together(x, axis, shared.count, shared.peers)
     bit = _bit(_native.backward_train_seen, (saved,), dy, x, axis, followed)
     dy, x, weight = wide(dy), wide(x), wide(weight)
+    if shared is not None and not torch.is_grad_enabled():
+        mean, mean_tail, _, rstd = rows(saved)
+        x_hat, rstd = composed.normalized_by(x, mean, rstd, of, mean_tail)
+        dz = _dz(dy, x_hat, weight, of, followed, bit)
+        return *first_gradients(dz, x_hat, rstd, weight, of, shared.count, shared.peers), dz
     x_hat, rstd = composed.normalized(x, rows(saved)[0], eps, of)
     dz = _dz(dy, x_hat, weight, of, followed, bit)
     return *composed.train(dz, x_hat, rstd, weight, of), dz

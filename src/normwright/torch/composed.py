@@ -27,6 +27,16 @@ class Channels:
         return t.sum(self.dims)
 
 
+def moments(x: Tensor, of: Channels) -> tuple[Tensor, Tensor, Tensor]:
+    """mean, mean_tail and m2 of (C,), float64, zeros of no values. The second sums are of values near 0."""
+    values = max(of.values, 1)
+    near = of.sum(x) / values
+    centred = x - of.along(near)
+    left, near = of.sum(centred).double(), near.double()
+    mean, m2 = near + left / values, of.sum(centred.square()).double() - left.square() / values
+    return mean, (near - mean) + left / values, m2.clamp(min=0)
+
+
 def normalized(x: Tensor, mean: Tensor, eps: float, of: Channels) -> tuple[Tensor, Tensor]:
     """x_hat and rstd as functions of x. `mean` is a constant near x's mean: taking it off first keeps digits."""
     centred = x - of.along(mean).to(x.dtype)
@@ -35,10 +45,12 @@ def normalized(x: Tensor, mean: Tensor, eps: float, of: Channels) -> tuple[Tenso
     return centred * rstd, rstd
 
 
-def normalized_by(x: Tensor, mean: Tensor, rstd: Tensor, of: Channels) -> tuple[Tensor, Tensor]:
+def normalized_by(
+    x: Tensor, mean: Tensor, rstd: Tensor, of: Channels, mean_tail: Tensor | float = 0.0
+) -> tuple[Tensor, Tensor]:
     """x_hat and rstd from float64 numbers, the mean as two of x's type."""
     hi = mean.to(x.dtype)
-    lo = (mean - hi).to(x.dtype)
+    lo = ((mean - hi) + mean_tail).to(x.dtype)
     rstd = of.along(rstd.to(x.dtype))
     return (x - of.along(hi) - of.along(lo)) * rstd, rstd
 

@@ -39,15 +39,14 @@ def batch_norm_train(
     x = _wide(x, running, activation, residual)
     if not running.moves and being_transformed():
         running = Running(None, None)
-    elif not running.moves:  # the same operations, on copies: a repeated pass is compared with the first
-        copies = _copy(running.mean), _copy(running.var), _copy(running.counter)
-        running = running._replace(mean=copies[0], var=copies[1], counter=copies[2])
+    elif not running.moves:
+        running = on_copies(running)
     if running.mean is None or running.var is None:
         if running.counter is not None:
             running.counter.add_(1)
         weight, bias, _, _ = _in_one_type(x, axis, running, weight, bias)
         y = _batch_norm(x, axis, None, None, weight, bias, True, 0.0, eps)
-        return _follow(y, dtype, activation, residual)
+        return follow(y, dtype, activation, residual)
     weight, bias, mean, var = _in_one_type(x, axis, running, weight, bias)
     assert mean is not None
     assert var is not None
@@ -66,10 +65,10 @@ def batch_norm_train(
             if running.biased:
                 values = x.numel() // x.shape[axis]
                 var = var * ((values - 1) / values)
-            _move(running, mean.detach(), var.detach())
+            move(running, mean.detach(), var.detach())
     except RuntimeError as error:
         raise _in_other_words(call, error) from error
-    return _follow(y, dtype, activation, residual)
+    return follow(y, dtype, activation, residual)
 
 
 def batch_norm_fixed(
@@ -87,7 +86,7 @@ def batch_norm_fixed(
     x = _wide(x, running, activation, residual)
     weight, bias, mean, var = _in_one_type(x, axis, running, weight, bias)
     y = _batch_norm(x, axis, mean, var, weight, bias, False, 0.0, eps)
-    return _follow(y, dtype, activation, residual)
+    return follow(y, dtype, activation, residual)
 
 
 def _wide(x: Tensor, running: Running, activation: Activation | None, residual: Tensor | None) -> Tensor:
@@ -102,7 +101,7 @@ def _wide(x: Tensor, running: Running, activation: Activation | None, residual: 
     return x.float()
 
 
-def _follow(y: Tensor, dtype: torch.dtype, activation: Activation | None, residual: Tensor | None) -> Tensor:
+def follow(y: Tensor, dtype: torch.dtype, activation: Activation | None, residual: Tensor | None) -> Tensor:
     """activation(y + residual), the residual taken in `dtype`, in which the result is."""
     if residual is not None:
         y = y + _in_type(_in_type(residual, dtype), y.dtype)
@@ -174,6 +173,12 @@ def _in_one_type(
     return tuple(t if t is None else _in_type(t, dtype) for t in numbers)
 
 
+def on_copies(running: Running) -> Running:
+    """For the same operations, of which nothing is to stay: a repeated pass is compared with the first."""
+    copies = _copy(running.mean), _copy(running.var), _copy(running.counter)
+    return running._replace(mean=copies[0], var=copies[1], counter=copies[2])
+
+
 def _copy(t: Tensor | None) -> Tensor | None:
     """A copy that no mode sees being made: selective checkpointing wants the operations of the first pass again."""
     if t is None or being_traced():
@@ -182,21 +187,33 @@ def _copy(t: Tensor | None) -> Tensor | None:
         return t.clone()
 
 
-def _move(running: Running, mean: Tensor, var: Tensor) -> None:
-    """The rule of core.running for a batch's statistics, where they are finite."""
+def move(running: Running, mean: Tensor, var: Tensor, count: Tensor | None = None) -> None:
+    """The rule of core.running for a batch's statistics, where they are finite.
+
+    `count` is (1,), the values per channel, where none or a single one is possible: they move nothing, and of
+    these two none is counted, as in torch's.
+    """
     assert running.mean is not None
     assert running.var is not None
-    finite = torch.isfinite(mean).all() & torch.isfinite(var).all()
+    finite = (
+        torch.isfinite(mean.to(running.mean.dtype)).all() & torch.isfinite(var.to(running.var.dtype)).all()
+    )
     guarded = running.guard is not None
+    takes, counts = (finite, finite) if guarded else (None, None)
+    if count is not None:
+        some, none = count.squeeze(0) > 1, count.squeeze(0) == 0
+        takes = some if takes is None else takes & some
+        counts = takes if running.debias else takes | none
+        finite = finite | ~some
     if running.counter is not None:
-        running.counter.add_(finite if guarded else 1)
+        running.counter.add_(1 if counts is None else counts)
     rate: Tensor | float = running.momentum or 0.0
     if running.counter is not None and (running.momentum is None or running.debias):
         k = running.counter.clamp(min=1).to(mean.dtype)  # 0: the first one was left out
         rate = 1 / k if running.momentum is None else debiased(running.momentum, k, torch.expm1)
     for old, batch in ((running.mean, mean), (running.var, var)):
         new = (1 - rate) * old.to(batch.dtype) + rate * batch
-        old.copy_(torch.where(finite, new, old) if guarded else new)
+        old.copy_(new if takes is None else torch.where(takes, new, old))
     if running.guard is not None:
         _report(running.guard, finite, running.moves)
 

@@ -1,6 +1,6 @@
-"""What recalibration changed: the old statistics against the new, layer by layer."""
+"""What recalibration changed, or pooling: the old statistics against the new, layer by layer."""
 
-import io
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,15 +12,102 @@ from normwright.core.moments import FloatArray
 
 if TYPE_CHECKING:
     from normwright.report.document import Table
-    from normwright.report.records import Record
+    from normwright.report.records import Record, Scalar
 
 # Below a hundredth of eps it is eps that a channel was divided by: its deviation measures nothing.
 _CONSTANT = 0.01
 _LEAST = 1e-6  # what a picture with a logarithmic axis shows in place of no change
 
 
+class Change:
+    """One layer's statistics before and after, channel by channel: how far they moved.
+
+    Attributes:
+        name: of the layer in the model; empty for the model itself.
+        old_mean, old_var: (C,) float64, or several of them in rows.
+        new_mean, new_var: (C,) float64.
+        eps: of the layer.
+    """
+
+    name: str
+    old_mean: FloatArray
+    old_var: FloatArray
+    new_mean: FloatArray
+    new_var: FloatArray
+    eps: float
+
+    @property
+    def mean_shift(self) -> FloatArray:
+        """|new mean - old mean| / sqrt(old var), (C,); 0 where nothing moved, infinite from a variance of 0."""
+        distance = np.abs(self.new_mean - self.old_mean)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(distance == 0, 0.0, distance / np.sqrt(self.old_var))
+
+    @property
+    def var_ratio(self) -> FloatArray:
+        """new var / old var, (C,); 1 where nothing moved, infinite from a variance of 0."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(self.new_var == self.old_var, 1.0, self.new_var / self.old_var)
+
+    @property
+    def measures(self) -> NDArray[np.bool_]:
+        """(C,), or rows of it: which of the old statistics are to be compared at all; all of them."""
+        return np.ones(self.old_mean.shape, dtype=bool)
+
+    @property
+    def usable(self) -> NDArray[np.bool_]:
+        """Of these, where the old ones are finite and the old variance above eps / 100: what is summarised."""
+        with np.errstate(invalid="ignore"):
+            spread = self.old_var > _CONSTANT * self.eps
+        return self.measures & spread & np.isfinite(self.old_mean) & np.isfinite(self.old_var)
+
+    @property
+    def left_out(self) -> str:
+        """How many channels are not usable, and why, in words; empty where all are."""
+        finite = np.isfinite(self.old_mean) & np.isfinite(self.old_var)
+        measures = self.measures
+        negative = measures & finite & (self.old_var < 0)
+        small = measures & finite & ~negative & ~self.usable
+        reasons = (
+            (small, "an old variance of 0 or near it"),
+            (negative, "a negative old variance"),
+            (measures & ~finite, "old statistics that are not finite"),
+        )
+        return ", ".join(f"{mask.sum()} with {why}" for mask, why in reasons if mask.any())
+
+    def summary(self) -> dict[str, float | None]:
+        """Median and largest shift of the mean, smallest, median and largest variance ratio, of usable channels."""
+        names = "shift, median", "shift, largest", "ratio, smallest", "ratio, median", "ratio, largest"
+        if not self.usable.any():
+            return dict.fromkeys(names)
+        shift, ratio = self.mean_shift[self.usable], self.var_ratio[self.usable]
+        numbers = np.median(shift), shift.max(), ratio.min(), np.median(ratio), ratio.max()
+        return dict(zip(names, map(float, numbers), strict=True))
+
+    @property
+    def title(self) -> str:
+        """The name, in words."""
+        return self.name or "the model itself"
+
+    def cells(self) -> tuple[str, ...]:
+        """The summary as it is printed."""
+        return tuple("-" if number is None else f"{number:.3g}" for number in self.summary().values())
+
+    def records(self, **where: "Scalar") -> "list[Record]":
+        """The summary as records, each with `where`; None, and the reason, where no channel is usable."""
+        from normwright.report.records import Record
+
+        found = []
+        left = {"left out": self.left_out} if self.left_out else {}
+        for name, value in self.summary().items():
+            kind, _, channel = name.partition(", ")
+            what, unit = {"shift": ("shift of the mean", "deviations"), "ratio": ("variance", "ratio")}[kind]
+            found.append(Record(what, value, unit, {**where, "channel": channel, **left}))
+        return found
+
+
 @dataclass(frozen=True, eq=False)
-class LayerDrift:
+class LayerDrift(Change):
     """One layer's statistics before and after.
 
     Attributes:
@@ -43,53 +130,6 @@ class LayerDrift:
     new_mean: FloatArray
     new_var: FloatArray
     eps: float = 1e-5
-
-    @property
-    def mean_shift(self) -> FloatArray:
-        """|new mean - old mean| / sqrt(old var), (C,); 0 where nothing moved, infinite from a variance of 0."""
-        distance = np.abs(self.new_mean - self.old_mean)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(distance == 0, 0.0, distance / np.sqrt(self.old_var))
-
-    @property
-    def var_ratio(self) -> FloatArray:
-        """new var / old var, (C,); 1 where nothing moved, infinite from a variance of 0."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(self.new_var == self.old_var, 1.0, self.new_var / self.old_var)
-
-    @property
-    def usable(self) -> NDArray[np.bool_]:
-        """(C,), where the old statistics are finite and the old variance is above eps / 100: what is summarised."""
-        with np.errstate(invalid="ignore"):
-            spread = self.old_var > _CONSTANT * self.eps
-        return spread & np.isfinite(self.old_mean) & np.isfinite(self.old_var)
-
-    @property
-    def left_out(self) -> str:
-        """How many channels are not usable, and why, in words; empty where all are."""
-        finite = np.isfinite(self.old_mean) & np.isfinite(self.old_var)
-        negative = finite & (self.old_var < 0)
-        small = finite & ~negative & ~self.usable
-        reasons = (
-            (small, "an old variance of 0 or near it"),
-            (negative, "a negative old variance"),
-            (~finite, "old statistics that are not finite"),
-        )
-        return ", ".join(f"{mask.sum()} with {why}" for mask, why in reasons if mask.any())
-
-    def summary(self) -> dict[str, float | None]:
-        """Median and largest shift of the mean, smallest, median and largest variance ratio, of usable channels."""
-        names = "shift, median", "shift, largest", "ratio, smallest", "ratio, median", "ratio, largest"
-        if not self.usable.any():
-            return dict.fromkeys(names)
-        shift, ratio = self.mean_shift[self.usable], self.var_ratio[self.usable]
-        numbers = np.median(shift), shift.max(), ratio.min(), np.median(ratio), ratio.max()
-        return dict(zip(names, map(float, numbers), strict=True))
-
-    @property
-    def title(self) -> str:
-        """The name, in words."""
-        return self.name or "the model itself"
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,12 +169,8 @@ class Drift:
             "median",
             "largest",
         )
-        rows = []
-        for layer in self.layers:
-            numbers = layer.summary().values()
-            cells = ("-" if number is None else f"{number:.3g}" for number in numbers)
-            rows.append((layer.title, str(layer.count), *cells))
-        return Table(self._title(), columns, tuple(rows), self._note())
+        rows = tuple((layer.title, str(layer.count), *layer.cells()) for layer in self.layers)
+        return Table(self._title(), columns, rows, self._note())
 
     def _title(self) -> str:
         layers = "1 layer" if len(self.layers) == 1 else f"{len(self.layers)} layers"
@@ -143,25 +179,14 @@ class Drift:
         return f"Running statistics of {layers} from {batches}, {passes}"
 
     def _note(self) -> str:
-        words = ["Shift of the mean in old deviations; variance new / old; over the channels of each layer."]
-        without = "; ".join(f"{layer.title}: {layer.left_out}" for layer in self.layers if layer.left_out)
-        if without:
-            words.append(f"Channels left out, as there is no old deviation to measure by: {without}.")
-        for names, why in ((self.unreached, "reached by no batch"), (self.frozen, "frozen")):
-            if names:
-                told = ", ".join(name or "the model itself" for name in names)
-                words.append(f"Left as they were, {why}: {told}.")
-        return " ".join(words)
+        first = "Shift of the mean in old deviations; variance new / old; over the channels of each layer."
+        stayed = {"reached by no batch": self.unreached, "frozen": self.frozen}
+        return " ".join((first, *left_as_they_were(self.layers, stayed)))
 
     def __str__(self) -> str:
-        from rich.console import Console
+        from normwright.report.terminal import table_as_text
 
-        from normwright.report.terminal import rich_table
-
-        console = Console(file=io.StringIO(), width=110, color_system=None)
-        console.print(rich_table(self.table()))
-        written: str = console.file.getvalue()  # type: ignore[attr-defined]
-        return "\n".join(line.rstrip() for line in written.splitlines()).strip("\n")
+        return table_as_text(self.table())
 
     def records(self) -> "list[Record]":
         """The drift as records: per layer the median and the largest shift, and the range of the variance ratio.
@@ -169,22 +194,11 @@ class Drift:
         Channels without an old deviation to measure by (see `LayerDrift.usable`) are left out, and
         where["left out"] says how many and why; where none is left, the value is None.
         """
-        from normwright.report.records import Record
-
-        found = []
-        for at, layer in enumerate(self.layers):
-            for name, value in layer.summary().items():
-                kind, _, channel = name.partition(", ")
-                what, unit = {"shift": ("shift of the mean", "deviations"), "ratio": ("variance", "ratio")}[
-                    kind
-                ]
-                where: dict[str, str | int | float | bool | None] = {
-                    "layer": layer.name, "position": at, "values": layer.count, "channel": channel,
-                }  # fmt: skip
-                if layer.left_out:
-                    where["left out"] = layer.left_out
-                found.append(Record(what, value, unit, where))
-        return found
+        return [
+            record
+            for at, layer in enumerate(self.layers)
+            for record in layer.records(layer=layer.name, position=at, values=layer.count)
+        ]
 
     def save(self, path: str | Path) -> None:
         """Write the records as JSON, with the stamp of this machine (see `report.records.read`)."""
@@ -216,6 +230,16 @@ class Drift:
         x = figures.Axis("batch norm layer, in order of execution")
         y = figures.Axis("mean: old deviations; variance: new / old", log=True)
         figures.save(figures.lines([shift, ratio], x, y, level=1.0), Path(path))
+
+
+def left_as_they_were(layers: Iterable[Change], stayed: Mapping[str, Iterable[str]]) -> Iterator[str]:
+    """In words: channels that are not summarised, and the names of layers that stayed, by the reason why."""
+    without = "; ".join(f"{layer.title}: {layer.left_out}" for layer in layers if layer.left_out)
+    if without:
+        yield f"Channels left out, as there is no old deviation to measure by: {without}."
+    for why, names in stayed.items():
+        if told := ", ".join(name or "the model itself" for name in names):
+            yield f"Left as they were, {why}: {told}."
 
 
 def _rows(told: list[dict[str, float | None]], *names: str) -> list[list[float | None]]:

@@ -9,9 +9,12 @@ from torch.utils._device import DeviceContext
 
 from normwright.core import checks
 from normwright.core.activation import Activation
-from normwright.torch import activations, arguments, composed, delegated, kernels
+from normwright.torch import activations, arguments, composed, delegated, kernels, synced
+from normwright.torch import sync as sync_module
 from normwright.torch.activations import ActivationLike
+from normwright.torch.peers import Peers
 from normwright.torch.running import RecordedVar, Running
+from normwright.torch.sync import SyncLike
 from normwright.torch.watched import PLAIN, being_traced
 
 
@@ -30,6 +33,7 @@ def batch_norm(
     channel_dim: int = 1,
     out: Tensor | None = None,
     recorded_var: RecordedVar = "unbiased",
+    sync: SyncLike = None,
 ) -> Tensor:
     """Normalize every channel over the batch, or by running statistics; scale and shift; add and activate.
 
@@ -53,6 +57,8 @@ def batch_norm(
         out: a tensor like x to hold y, x itself too; in evaluation, where no gradient is wanted. Default None.
         recorded_var: which variance of m values moves running_var: "unbiased", m2/(m-1) (torch's), or "biased",
             m2/m. Default "unbiased".
+        sync: "world" or a torch.distributed.ProcessGroup: in training, the batch is that of all its processes
+            together (see `BatchNorm1d`). Default None: this process alone.
 
     Returns:
         y of x's shape, dtype and memory format; `out` where that is given.
@@ -60,6 +66,7 @@ def batch_norm(
     Raises:
         ShapeError: a rank, shape or value that cannot be, or more than one device. Nothing was written then.
         DtypeError: x is not floating point.
+        SyncError: another process did not take part.
 
     Numerics:
         On a CPU float32, float64 and the half types take the native kernels: each float32 y within 8 * 2^-24 of
@@ -93,7 +100,9 @@ def batch_norm(
         arguments.check_momentum(call, momentum)
     follows = None if activation is None else activations.parse(call, activation)
     if out is None:
-        return normalize(call, x, axis, running, weight, bias, training, eps, follows, residual)
+        with_whom = None if sync is None else sync_module.parse(call, sync)
+        peers = sync_module.peers_of(with_whom, call, call, "raise") if with_whom and training else None
+        return normalize(call, x, axis, running, weight, bias, training, eps, follows, residual, None, peers)
     arguments.check_input(call, x)
     read = (running_mean, running_var, weight, bias, residual)
     arguments.check_out(call, x, out, training, read)
@@ -211,24 +220,32 @@ def normalize(
     activation: Activation | None = None,
     residual: Tensor | None = None,
     out: Tensor | None = None,
+    peers: Peers | None = None,
 ) -> Tensor:
     """`batch_norm` on behalf of `call`, whose name errors carry. y is `out` only where a kernel wrote there."""
     if not being_traced():
         mean, var = running.mean, running.var
         tensors = (x, mean, var, weight, bias, residual)
         if not has_torch_function_variadic(*tensors) or _only_a_default_device(tensors):
-            y = kernels.batch_norm(x, axis, running, weight, bias, by_batch, eps, activation, residual, out)
+            y = kernels.batch_norm(
+                x, axis, running, weight, bias, by_batch, eps, activation, residual, out, peers
+            )
             if y is not None:
                 return y
-            arguments.check(call, x, axis, mean, var, weight, bias, by_batch, eps, residual)
-            if (
-                axis != 1 and not x.is_contiguous()
-            ):  # again, in the order of axes that the kernels and torch know
+            arguments.check(
+                call, x, axis, mean, var, weight, bias, by_batch, eps, residual, alone=peers is None
+            )
+            # again, in the order of axes that the kernels and torch know
+            if axis != 1 and not x.is_contiguous():
                 moved = x.movedim(axis, 1), None if residual is None else residual.movedim(axis, 1)
-                y = normalize(call, moved[0], 1, running, weight, bias, by_batch, eps, activation, moved[1])
+                y = normalize(
+                    call, moved[0], 1, running, weight, bias, by_batch, eps, activation, moved[1], None, peers
+                )
                 return y.movedim(1, axis)
     if residual is not None:
         arguments.check_residual(call, x, residual)
+    if peers is not None:
+        return synced.batch_norm_train(call, x, axis, running, weight, bias, eps, activation, residual, peers)
     if by_batch:
         return delegated.batch_norm_train(call, x, axis, running, weight, bias, eps, activation, residual)
     return delegated.batch_norm_fixed(x, axis, running, weight, bias, eps, activation, residual)

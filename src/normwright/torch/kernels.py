@@ -5,15 +5,19 @@ CPU, with nothing in sight that follows operations (dispatch modes, function tra
 compilation), and tells autograd of every buffer it wrote.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from normwright.core.activation import Activation
 from normwright.kernels import NATIVE
-from normwright.torch import activations, autograd
+from normwright.torch import activations, autograd, delegated
 from normwright.torch.backward import in_float32
 from normwright.torch.layouts import laid_out, lined_up, may_be_written
+from normwright.torch.peers import Peers
 from normwright.torch.running import Running
+from normwright.torch.shared import share
 from normwright.torch.watched import PLAIN, being_watched, is_plain
 
 if NATIVE:
@@ -38,24 +42,16 @@ def batch_norm(
     activation: Activation | None = None,
     residual: Tensor | None = None,
     out: Tensor | None = None,
+    peers: Peers | None = None,
 ) -> Tensor | None:
     """y, by the native kernels; None where they do not apply, and where any argument is wrong.
 
     Whoever gets None must look for errors, which so costs the usual call nothing. Where a gradient is wanted, what
     autograd would refuse after the kernel has run (to save a tensor made in inference mode, a gradient for running
     statistics) is left to torch, which refuses before. `out`, whose type and shape are right, is y where a kernel
-    may write to it, in evaluation without a gradient.
+    may write to it, in evaluation without a gradient. `peers`, in training, are told only when all this is settled.
     """
-    if (
-        not NATIVE
-        or type(x) not in PLAIN
-        or x.dtype not in _DTYPES
-        or not x.is_cpu  # tensors elsewhere can be seen too, but to fail there takes long
-        or x.layout is not _STRIDED
-        or x.is_neg()
-        or being_watched()
-        or not (eps > 0 if by_batch else eps >= 0)
-    ):
+    if not _may_be_taken(x) or not (eps > 0 if by_batch else eps >= 0):
         return None
     known = None
     laid = x
@@ -67,26 +63,30 @@ def batch_norm(
     if residual is not None:
         if not is_plain(residual) or residual.shape != x.shape or not residual.dtype.is_floating_point:
             return None
-        residual = residual.to(x.dtype)
-        dense = _beside(laid, residual)
+        residual, dense = _beside(laid, residual.to(x.dtype))
     if activation is not None:
         follows = activations.native(activation)
-    mean, var, counter = running.mean, running.var, running.counter
-    seen = _native.see(laid, axis, weight, bias, mean, var, counter, by_batch, known, dense, follows)
+    mean, var = running.mean, running.var
+    moved = (mean, var, running.counter) if peers is None else (None, None, None)  # else not by this kernel
+    least = 0 if not by_batch else 2 if peers is None else 1
+    seen = _native.see(laid, axis, weight, bias, *moved, least, known, dense, follows)
     if seen is None:
         # half parameters are taken in float32, and held until the kernel has read them
         numbers = in_float32(weight), in_float32(bias)
         if numbers[0] is not weight or numbers[1] is not bias:
-            seen = _native.see(laid, axis, *numbers, mean, var, counter, by_batch, known, dense, follows)
+            seen = _native.see(laid, axis, *numbers, *moved, least, known, dense, follows)
         if seen is None:
             return None
     wanted = _is_wanted(x, weight, bias, mean, var, residual, activation is not None)
     if wanted is None:
         return None
+    if peers is not None:
+        call = laid, known, axis, seen, running, eps, activation
+        return _together(x, weight, bias, residual, call, peers, wanted)
     if by_batch:
         if wanted:
-            call = laid, known, axis, seen, running, eps, activation
-            return autograd.train(x, weight, bias, residual, call)
+            alone = laid, known, axis, seen, running, eps, activation, None
+            return autograd.train(x, weight, bias, residual, alone)
         return autograd.forward_train(laid, seen, running, eps)[0]
     if wanted:
         fixed = laid, known, axis, seen, mean, var, eps, activation
@@ -96,10 +96,36 @@ def batch_norm(
     return autograd.forward_fixed(laid, seen, eps, None, out)
 
 
-def _beside(x: Tensor, residual: Tensor) -> Tensor:
-    """The residual as it is read along with x."""
+def _may_be_taken(x: Tensor) -> bool:
+    return (
+        NATIVE
+        and type(x) in PLAIN
+        and x.dtype in _DTYPES
+        and x.is_cpu  # tensors elsewhere can be seen too, but to fail there takes long
+        and x.layout is _STRIDED
+        and not x.is_neg()
+        and not being_watched()
+    )
+
+
+def _together(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+    call: tuple[Any, ...], peers: Peers, wanted: bool,
+) -> Tensor:  # fmt: skip
+    """y, by the batches of all ranks; `call` as `autograd.train` takes it."""
+    laid, _, axis, seen, running, eps, activation = call
+    told = share(x, axis, seen, running, eps, peers)
+    if told is None:
+        return delegated.batch_norm_fixed(x, axis, running, weight, bias, eps, activation, residual)
+    if wanted:
+        return autograd.train(x, weight, bias, residual, (*call, told))
+    return autograd.forward_shared(laid, seen, told[1])
+
+
+def _beside(x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    """The residual, and as it is read along with x."""
     both = x.is_contiguous() and residual.is_contiguous()
-    return residual if both else lined_up(x, residual.detach())
+    return residual, residual if both else lined_up(x, residual.detach())
 
 
 def _is_wanted(

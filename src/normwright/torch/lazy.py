@@ -15,6 +15,7 @@ from normwright.torch.modules import (
 )
 from normwright.torch.options import OnDegenerate
 from normwright.torch.running import OnNonfinite, RecordedVar
+from normwright.torch.sync import SyncLike
 
 
 class _LazyLayer(_Layer):
@@ -36,10 +37,11 @@ class _LazyLayer(_Layer):
         on_degenerate: OnDegenerate = "raise",
         running_var: RecordedVar = "unbiased",
         debias: bool = False,
+        sync: SyncLike = None,
     ) -> None:
         super(_Layer, self).__init__(eps, momentum, affine, track_running_stats, device, dtype, bias=bias)  # type: ignore[arg-type]
-        self._take_options(activation, channel_dim, on_nonfinite, on_degenerate, running_var, debias)
-        self.settle("")
+        self._take_options(activation, channel_dim, on_nonfinite, on_degenerate, running_var, debias, sync)
+        self.settle()
 
     def initialize_parameters(self, input: Tensor, residual: Tensor | None = None) -> None:
         """Give parameters and buffers the shape (C,) that `input` has. It gets what forward gets."""

@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
@@ -13,6 +14,7 @@ from normwright.core import checks
 from normwright.core.population import Statistics
 from normwright.torch.modules import _Layer
 from normwright.torch.tracked import convention_of_layer, tracked
+from normwright.torch.writing import rounded
 
 STATISTICS = ("running_mean", "running_var")
 COUNTER = "num_batches_tracked"
@@ -65,6 +67,15 @@ class Layer:
     def can_do_without(self) -> bool:
         """Whether it normalizes by its batch when it has no running statistics."""
         return type(self.module).forward in _KNOWN and "forward" not in self.module.__dict__
+
+    def held(self, call: str, new: Statistics) -> tuple[Tensor, Tensor]:
+        """Mean and variance as its tensors hold them, rounded once. Raise NonfiniteError where they cannot."""
+        mean, var = rounded(new.mean, self.mean), rounded(new.var, self.var)
+        if not (torch.isfinite(mean).all() and torch.isfinite(var).all()):
+            expected = f"statistics that {self.mean.dtype} holds for {self}"
+            got = f"a mean up to {abs(new.mean).max():.3g} and a variance up to {new.var.max():.3g}"
+            raise checks.NonfiniteError(checks.message(call, expected, got))
+        return mean, var
 
     def show(self, mean: Tensor | None, var: Tensor | None) -> None:
         """Let it normalize by these from now on."""

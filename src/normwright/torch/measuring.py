@@ -18,7 +18,7 @@ from normwright.torch.feeding import Feed, Forward, check_same_number
 from normwright.torch.gathering import Found, Gathering, Part, Shown
 from normwright.torch.measured import Layer, find
 from normwright.torch.progress import Told
-from normwright.torch.ranks import Ranks
+from normwright.torch.ranks import Ranks, check_alike
 from normwright.torch.wrapped import is_sharded, to_run
 from normwright.torch.writing import Writes, copy, restored_on_failure, rounded
 
@@ -70,7 +70,7 @@ class Measuring:
             return said | {"layers": [layer.facts for layer in self._layers.values()]}, self._old
 
         everybody = ranks.gather(find_all)  # what is wrong in one process alone, all of them learn
-        _check_alike([facts for facts, _ in everybody])
+        check_alike(CALL, [facts for facts, _ in everybody])
         self._before = everybody[0][1]
         if prior or method == "moving":
             self._check_old()
@@ -232,11 +232,7 @@ class Measuring:
         new = part.population.statistics()
         if self._prior:
             new = with_prior(self._before[layer.name], self._prior, new, part.samples)
-        mean, var = rounded(new.mean, layer.mean), rounded(new.var, layer.var)
-        if not (torch.isfinite(mean).all() and torch.isfinite(var).all()):
-            expected = f"statistics that {layer.mean.dtype} holds for {layer}"
-            got = f"a mean up to {abs(new.mean).max():.3g} and a variance up to {new.var.max():.3g}"
-            raise checks.NonfiniteError(checks.message(CALL, expected, got))
+        mean, var = layer.held(CALL, new)
         self._new[layer.name] = new
         layer.show(mean, var)
         layer.settled = True
@@ -280,24 +276,6 @@ class Measuring:
                 before = layer.counter.detach().clone() if goes_on else torch.zeros_like(layer.counter)
                 writes.append((layer.counter, before + uses))
         return writes
-
-
-def _check_alike(everybody: list[dict[str, Any]]) -> None:
-    """Raise, in every process, unless all of them are to do the same."""
-    for rank, facts in enumerate(everybody):
-        for name, fact in facts.items():
-            first = everybody[0][name]
-            if fact == first:
-                continue
-            if name != "layers":
-                got = f"{fact!r} on rank {rank} and {first!r} on rank 0"
-                raise checks.ShapeError(checks.message(CALL, f"the same {name} in every process", got))
-            theirs, ours = dict.fromkeys(fact), dict.fromkeys(first)
-            differing = [each for each in (*theirs, *ours) if (each in theirs) != (each in ours)]
-            which = f" ({', '.join(dict.fromkeys(repr(each[0]) for each in differing))})" if differing else ""
-            expected = "the same batch norm layers in every process"
-            got = f"others on rank {rank} than on rank 0{which}"
-            raise checks.ShapeError(checks.message(CALL, expected, got))
 
 
 def _is_finite(values: Any) -> bool:

@@ -1,6 +1,7 @@
 """The layers: subclasses of torch's own, with the same constructor, state and results."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Self
 
 import torch
@@ -13,8 +14,10 @@ from normwright.torch.arguments import check_input
 from normwright.torch.functional import normalize
 from normwright.torch.options import OnDegenerate, _Options
 from normwright.torch.recompute import is_recompute
+from normwright.torch.replaced import check_replaced
 from normwright.torch.running import HALF, OnNonfinite, RecordedVar, Running
 from normwright.torch.scopes import is_quiet
+from normwright.torch.sync import SyncLike
 
 
 class _Layer(_Options):
@@ -23,8 +26,6 @@ class _Layer(_Options):
     _ranks: ClassVar[tuple[int, ...]]
     asks_whether_quiet = True
 
-    statistics_frozen: bool = False
-    affine_frozen: tuple[str, ...] = ()
     _half: torch.dtype | None = None  # that statistics had when the layer became ours
 
     def __init__(
@@ -44,17 +45,23 @@ class _Layer(_Options):
         on_degenerate: OnDegenerate = "raise",
         running_var: RecordedVar = "unbiased",
         debias: bool = False,
+        sync: SyncLike = None,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
-        self._take_options(activation, channel_dim, on_nonfinite, on_degenerate, running_var, debias)
-        self.settle("")
+        self._take_options(activation, channel_dim, on_nonfinite, on_degenerate, running_var, debias, sync)
+        self.settle()
 
-    def settle(self, path: str) -> None:
-        """What a layer of this class has beside torch's state: a guard, and float32 statistics. `path` names it."""
+    def settle(self) -> None:
+        """What a layer of this class has beside torch's state: a guard, and float32 statistics."""
         self._hold_float32(in_place=True)
         self._post_guard()
-        if self._guard is not None and path:
-            self._guard.layer = f"{self._name} {path!r}"
+
+    def be_called(self, path: str) -> None:
+        """Its path in its model, by which messages name it."""
+        if path:
+            self._path = path
+            if self._guard is not None:
+                self._guard.layer = self._label
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize, add `residual`, activate; in training, move the statistics. Nothing moves on an error."""
@@ -73,10 +80,13 @@ class _Layer(_Options):
             weight, bias = self.weight, self.bias
             mean, var, counter = self.running_mean, self.running_var, self.num_batches_tracked
         training = self.training
+        by_running = not training or self.statistics_frozen
+        peers = None
+        if self._sync is not None and training and not (by_running and mean is not None):
+            peers = self._peers()
         if (mean is not None or var is not None) and (
-            not training
-            or self.statistics_frozen
-            or (self._on_degenerate == "running" and input.numel() == input.shape[axis])
+            by_running
+            or (peers is None and self._on_degenerate == "running" and input.numel() == input.shape[axis])
         ):
             running = Running(mean, var)
             return normalize(
@@ -95,7 +105,18 @@ class _Layer(_Options):
         else:
             running = Running(None, None)
         return normalize(
-            self._name, input, axis, running, weight, bias, True, self.eps, self._activation, residual
+            self._name,
+            input,
+            axis,
+            running,
+            weight,
+            bias,
+            True,
+            self.eps,
+            self._activation,
+            residual,
+            None,
+            peers,
         )
 
     def _forward_other(self, input: Any, residual: Any) -> Any:
@@ -115,6 +136,12 @@ class _Layer(_Options):
         if not mode and self._guard is not None:
             self._guard.tell()
         return super().train(mode)
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """As torch's. Its convert_sync_batchnorm asks here, about to put a bare layer in the place of this one."""
+        if not torch.compiler.is_compiling():
+            check_replaced(self, sys._getframe(1))
+        return super().named_children()
 
     def reset_running_stats(self) -> None:
         """As torch's; frozen statistics stay. `swa_utils.update_bn` resets those that its passes will refill."""
@@ -207,15 +234,21 @@ class BatchNorm1d(_Layer, nn.BatchNorm1d):
         debias: running statistics hold their batches alone, and nothing of the 0 and 1 that they begin with: the
             k-th batch has the rate momentum / (1 - (1 - momentum)^k), by num_batches_tracked. Default False
             (torch's). momentum=None has nothing to correct, and momentum=0 still moves nothing.
+        sync: "world", or a torch.distributed.ProcessGroup: in training the batch is that of all its processes
+            together, of any sizes, 0 among them; statistics are the same bits on all of them. Each forward pass
+            and each backward pass then waits for one message of the others. "world" is all processes, whoever they
+            are at the first forward pass in training. Default None: this process alone.
 
     Raises:
         ShapeError, DtypeError: as `batch_norm`; with debias in training also where num_batches_tracked is None, or
-            momentum not from 0 to 1. Then neither a statistic nor the counter has moved.
+            momentum not from 0 to 1. Then neither a statistic nor the counter has moved. With sync="world" in
+            training, also where nothing is initialized.
+        SyncError: another process did not take part, or was at another layer.
 
-    Numerics: as `batch_norm`.
+    Numerics: as `batch_norm`. With sync, moments and sums travel in float64, whatever x's type.
 
     Source:
-        Ioffe & Szegedy 2015, Algorithms 1 and 2.
+        Ioffe & Szegedy 2015, Algorithms 1 and 2; with sync, Chan, Golub & LeVeque 1979.
 
     Example:
         >>> import torch
@@ -261,6 +294,53 @@ class BatchNorm3d(_Layer, nn.BatchNorm3d):
 
     _ranks = (5,)
     _name = "normwright.torch.BatchNorm3d"
+
+
+class SyncBatchNorm(_Layer, nn.modules.batchnorm._BatchNorm):
+    """Batch normalization of (N, C, ...) over the batches of several processes: `torch.nn.SyncBatchNorm`, anywhere.
+
+    It takes a CPU too, communicates in training alone, and is no subclass of torch's, which
+    DistributedDataParallel refuses on a CPU.
+
+    Args:
+        num_features, eps, momentum, affine, track_running_stats, device, dtype: as `BatchNorm1d`.
+        process_group: a torch.distributed.ProcessGroup; None, the default (torch's), is all processes. The
+            attribute is `sync`: "world" then.
+        bias and all further ones: as `BatchNorm1d`.
+
+    Raises:
+        ShapeError, DtypeError, SyncError: as `BatchNorm1d`. In training also where nothing is initialized.
+
+    Numerics, Source: as `BatchNorm1d`.
+
+    Example:
+        >>> SyncBatchNorm(8)
+        SyncBatchNorm(8, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True, sync='world')
+    """
+
+    _ranks = ()  # any
+    _name = "normwright.torch.SyncBatchNorm"
+    _synchronizes = True
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: Any = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        sync = "world" if process_group is None else process_group
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, sync=sync, **options
+        )
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        check_input(self._name, input)
 
 
 def layers_of(call: str, model: nn.Module) -> dict[str, _Layer]:

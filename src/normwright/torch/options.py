@@ -10,7 +10,10 @@ from normwright.core.activation import Activation
 from normwright.torch import activations
 from normwright.torch.activations import ActivationLike
 from normwright.torch.arguments import check_choice, check_flag
+from normwright.torch.peers import Peers
 from normwright.torch.running import Guard, OnNonfinite, RecordedVar
+from normwright.torch.sync import Sync, SyncLike, parse, peers_of
+from normwright.torch.watched import being_traced
 
 OnDegenerate = Literal["raise", "running"]
 
@@ -31,6 +34,11 @@ class _Options(nn.modules.batchnorm._BatchNorm):
     _recorded_var: RecordedVar = "unbiased"
     _debias: bool = False
     _guard: Guard | None = None
+    _sync: Sync | None = None
+    _path: str = ""  # in its model, where that is known
+    _synchronizes: ClassVar[bool] = False  # for that it was made
+    statistics_frozen: bool = False
+    affine_frozen: tuple[str, ...] = ()
 
     def _take_options(
         self,
@@ -40,6 +48,7 @@ class _Options(nn.modules.batchnorm._BatchNorm):
         on_degenerate: OnDegenerate,
         running_var: RecordedVar,
         debias: bool,
+        sync: SyncLike,
     ) -> None:
         if not isinstance(channel_dim, SupportsIndex):
             raise checks.DtypeError(
@@ -50,6 +59,7 @@ class _Options(nn.modules.batchnorm._BatchNorm):
         check_choice(self._name, "running_var", running_var, get_args(RecordedVar))
         self.recorded_var, self.debias = running_var, debias
         self.activation = activation
+        self.sync = sync
 
     @property
     def activation(self) -> Activation | None:
@@ -61,7 +71,7 @@ class _Options(nn.modules.batchnorm._BatchNorm):
         self._activation = activations.parse(self._name, value)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "activation":  # a module that is set becomes a child, but for this
+        if name in ("activation", "sync"):  # a module that is set becomes a child, but for this
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
@@ -95,7 +105,7 @@ class _Options(nn.modules.batchnorm._BatchNorm):
         else:
             if self._guard is None:
                 device = None if self.running_mean is None else self.running_mean.device
-                self._guard = Guard(f"{self._name}({self.num_features})", device)
+                self._guard = Guard(self._label, device)
             self._guard.raises = self._on_nonfinite == "raise"
 
     @property
@@ -120,6 +130,28 @@ class _Options(nn.modules.batchnorm._BatchNorm):
             self._check_tracks("debias=True")
         self._debias = value
 
+    @property
+    def sync(self) -> SyncLike:
+        """With whom it shares its batch in training: None, "world" or a ProcessGroup."""
+        return None if self._sync is None else self._sync.told
+
+    @sync.setter
+    def sync(self, value: SyncLike) -> None:
+        self._sync = parse(self._name, value)
+
+    def _peers(self) -> Peers | None:
+        """Who shares the batch of this forward pass in training; None where that is this process alone."""
+        if self._sync is None:
+            return None
+        # a program that knew the path would be compiled again for each layer
+        label = self._name if being_traced() else self._label
+        return peers_of(self._sync, self._name, label, self._on_degenerate)
+
+    @property
+    def _label(self) -> str:
+        """What messages call this layer."""
+        return f"{self._name} {self._path!r}" if self._path else f"{self._name}({self.num_features})"
+
     def _check_tracks(self, option: str) -> None:
         if not self.track_running_stats:
             raise checks.ShapeError(
@@ -137,6 +169,26 @@ class _Options(nn.modules.batchnorm._BatchNorm):
             expected = "momentum from 0 to 1 with debias=True"
             raise checks.ShapeError(checks.message(self._name, expected, repr(self.momentum)))
 
+    def check_can_be_torchs(self, call: str, where: str, remedy: str = "") -> None:
+        """Raise ShapeError where an option is not torch's. `where` is the layer's place, for errors."""
+        torchs = {"channel_dim": 1, "activation": None, "recorded_var": "unbiased", "debias": False}
+        further = {
+            "activation": "Put it behind the layer first.",
+            "recorded_var": "Set recorded_var = 'unbiased' first: the statistics stay, and move on as torch's.",
+            "debias": "Set debias = False first: the statistics stay, and move on as torch's.",
+        }
+        for option, theirs in torchs.items():
+            value = getattr(self, option)
+            if value != theirs:
+                expected, got = f"layers with {option}={theirs!r}, as torch's", f"{option}={value!r} {where}"
+                told = remedy or further.get(option, "")
+                raise checks.ShapeError(checks.message(call, expected, got.rstrip(), remedy=told))
+        if self.statistics_frozen or self.affine_frozen:
+            told = remedy or "Call normwright.torch.unfreeze(model) first."
+            raise checks.ShapeError(
+                checks.message(call, "no frozen layer", f"one {where}".rstrip(), remedy=told)
+            )
+
     def extra_repr(self) -> str:
         """torch's words, and every option that is not torch's or not the default."""
         words = str(super().extra_repr())  # type: ignore[no-untyped-call]
@@ -144,4 +196,6 @@ class _Options(nn.modules.batchnorm._BatchNorm):
         for option in ("channel_dim", "_on_nonfinite", "_on_degenerate", "_debias", "strict_torch"):
             if getattr(self, option) != getattr(_Options, option):
                 words += f", {option.removeprefix('_')}={getattr(self, option)!r}"
+        if self._sync is not None:
+            words += ", sync='world'" if self._sync.group is None else ", sync=ProcessGroup"
         return words + ("" if self._recorded_var == "unbiased" else f", running_var={self._recorded_var!r}")

@@ -1,0 +1,19 @@
+"""What tests of several files share while they run."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def processes() -> Iterator[Any]:
+    """`processes.run(function, *arguments, size=3)`: see processes.py."""
+    import torch.distributed as dist  # not every run needs torch
+
+    if not dist.is_available() or not dist.is_gloo_available():
+        pytest.skip("this torch was built without gloo")
+    from processes import Processes
+
+    with Processes() as pool:
+        yield pool
