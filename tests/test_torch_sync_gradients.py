@@ -1,9 +1,11 @@
 """Gradients of gradients through a batch that processes share; and gradients of a part of what there is."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.distributed as dist
-from torch.autograd import grad
+from torch.autograd import forward_ad, grad
 
 import normwright.torch as nw
 from sync_cases import F64, KERNELS, OPERATIONS, WAYS, Case, overheard, same, watched
@@ -127,8 +129,37 @@ def kept_graph(rank):
     y = layer(tensors["x"])
     first, second = (grad(y, tensors["x"], tensors["dy"], retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, second)
-    with pytest.raises(nw.TransformError, match=r"no function transform around a layer with sync, got one"):
+    moved = layer.num_batches_tracked.item()
+    words = r"no function transform and no forward-mode AD around a layer with sync, got one"
+    with pytest.raises(nw.TransformError, match=words):
         torch.func.grad(lambda x: layer(x).sum())(tensors["x"].detach())
+    with forward_ad.dual_level(), pytest.raises(nw.TransformError, match=words):
+        layer(tensors["x"].detach())
+    with torch.inference_mode():
+        inside = tensors["x"].detach().clone()
+    with pytest.raises(nw.ShapeError, match=r"no inference tensor where a gradient is wanted, got one"):
+        layer(inside)
+    assert layer.num_batches_tracked == moved  # all before the others were told
+
+
+def batched(rank):
+    """vmap runs several backward passes in one, and no message carries several."""
+    case = Case((3, 2), "NCHW", F64)
+    for way in WAYS:
+        layer, tensors = leaves(case, rank, "world")
+        with watched(way == OPERATIONS):
+            y = layer(tensors["x"])
+        dys = torch.stack([tensors["dy"].detach()] * 2)
+        words = r"no vmap around the backward pass of a layer with sync, got one"
+        with pytest.raises(nw.TransformError, match=words):
+            grad(y, tensors["x"], dys, is_grads_batched=True, retain_graph=True)
+        backward = partial(grad, y, tensors["x"], retain_graph=True)
+        with pytest.raises(nw.TransformError, match=words):
+            torch.func.vmap(backward)(dys)
+
+
+def test_several_backward_passes_in_one_are_refused(processes):
+    processes.run(batched)
 
 
 def test_a_graph_that_is_kept_gives_the_same_again_and_a_transform_is_refused(processes):

@@ -95,6 +95,16 @@ def test_a_conversion_by_another_name_is_not_caught():
     assert type(by_another_name(nw.BatchNorm1d(4, activation="relu"))) is nn.SyncBatchNorm
 
 
+def test_torchs_conversion_without_a_group_does_not_take_a_layers_own():
+    group = dist.ProcessGroup(dist.HashStore(), 0, 1)
+    model = nn.Sequential(nw.BatchNorm1d(4), nw.BatchNorm1d(4, sync=group))
+    with pytest.raises(nw.ShapeError, match=r"expected the process group of a layer that has one, .* at '1'"):
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert [type(layer) for layer in model] == [nw.BatchNorm1d] * 2
+    made = nn.SyncBatchNorm.convert_sync_batchnorm(model, group)  # then it is the user's will
+    assert [layer.process_group for layer in made] == [group] * 2
+
+
 def test_torchs_conversion_of_plain_layers_of_ours_makes_torchs():
     group = dist.ProcessGroup(dist.HashStore(), 0, 1)
     model = nn.Sequential(

@@ -165,13 +165,15 @@ class Branched(nn.Module):
         return x * self.branch[0][0] + self.branch[0][1]
 
 
-def branch_on_one_rank(rank, in_default_group):
+def branch_on_one_rank(rank, groups):
     """Rank 0's input goes through the branch, rank 1's does not; and all gradients, as one process has them."""
+    one_group = dist.new_group() if groups == "one" else None
     whole, weights = normal(7, 3, dtype=F64), normal(7, 3, dtype=F64, seed=1)
     mine = slice(0, 4) if rank == 0 else slice(4, 7)
-    model = Branched(dist.group.WORLD if in_default_group else "world")
+    model = Branched({"world": "world", "default": dist.group.WORLD, "one": one_group}[groups])
     # a bucket to each parameter, as large ones have
-    wrapped = DistributedDataParallel(model, find_unused_parameters=True, bucket_cap_mb=1e-5)
+    options = {"find_unused_parameters": True, "bucket_cap_mb": 1e-5}
+    wrapped = DistributedDataParallel(model, process_group=one_group, **options)
     x = whole[mine].clone().requires_grad_()
     (2 * wrapped(x, rank == 0) * weights[mine]).sum().backward()
 
@@ -183,14 +185,15 @@ def branch_on_one_rank(rank, in_default_group):
     return [torch.allclose(got, want, rtol=0, atol=1e-12) for got, want in gradients]
 
 
-def test_a_branch_that_one_rank_uses_alone_is_no_matter(processes):
+@pytest.mark.parametrize("sync", ["world", "default"])
+def test_a_branch_that_one_rank_uses_alone_is_no_matter(sync, processes):
     """DDP sends a bucket that a rank does not use at once. In one group with the norm's it would meet that."""
-    assert processes.run(branch_on_one_rank, False) == [[True] * 5] * 2
+    assert processes.run(branch_on_one_rank, sync) == [[True] * 5] * 2
 
 
-def test_the_default_group_itself_is_no_place_beside_unused_parameters(processes):
-    """Which is why "world" has a group of its own: here messages of one length meet, and are added up."""
-    found = processes.run(branch_on_one_rank, True)
+def test_one_group_for_layers_and_buckets_is_no_place_beside_unused_parameters(processes):
+    """Which is why layers have a group of their own: here messages of one length meet, and are added up."""
+    found = processes.run(branch_on_one_rank, "one")
     assert not all(found[0])
     assert not all(found[1])
 

@@ -18,10 +18,10 @@ from normwright.torch.backward import (
     composed_fixed,
     composed_train,
     only,
-    rows,
     wide,
 )
 from normwright.torch.running import Running
+from normwright.torch.shared import numbers_in
 from normwright.torch.watched import being_watched, is_plain
 
 if NATIVE:
@@ -241,7 +241,7 @@ class _TrainGradients(torch.autograd.Function):
     def backward(ctx: Any, u: Tensor | None, a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, ...]:
         dy, x, weight = (wide(t) for t in ctx.saved_tensors)
         axis, saved, eps = ctx.call
-        of, kept = composed.Channels(x, axis), rows(saved)
+        of, kept = composed.Channels(x, axis), numbers_in(saved)
         if torch.is_grad_enabled() or being_watched():
             x_hat, rstd = composed.normalized(x, kept[0], eps, of)
         else:

@@ -12,7 +12,7 @@ from normwright.kernels import NATIVE
 from normwright.torch import activations, composed
 from normwright.torch.layouts import laid_out, lined_up, room_like
 from normwright.torch.running import HALF
-from normwright.torch.shared import Shared, Together, first_gradients
+from normwright.torch.shared import Shared, Together, first_gradients, numbers_in
 
 if NATIVE:
     from normwright import _native
@@ -130,11 +130,11 @@ def composed_train(
     bit = _bit(_native.backward_train_seen, (saved,), dy, x, axis, followed)
     dy, x, weight = wide(dy), wide(x), wide(weight)
     if shared is not None and not torch.is_grad_enabled():
-        mean, mean_tail, _, rstd = rows(saved)
+        mean, mean_tail, _, rstd = numbers_in(saved)
         x_hat, rstd = composed.normalized_by(x, mean, rstd, of, mean_tail)
         dz = _dz(dy, x_hat, weight, of, followed, bit)
         return *first_gradients(dz, x_hat, rstd, weight, of, shared.count, shared.peers), dz
-    x_hat, rstd = composed.normalized(x, rows(saved)[0], eps, of)
+    x_hat, rstd = composed.normalized(x, numbers_in(saved)[0], eps, of)
     dz = _dz(dy, x_hat, weight, of, followed, bit)
     return *composed.train(dz, x_hat, rstd, weight, of), dz
 
@@ -180,8 +180,3 @@ def _bit(
     if made is None or made[3] is None:
         raise RuntimeError("normwright.torch: the bits that were saved for backward cannot be read here.")
     return made[3] == 1
-
-
-def rows(saved: bytearray) -> Tensor:
-    """mean, mean_tail, m2 and rstd of (C,)."""
-    return torch.frombuffer(saved, dtype=torch.float64).view(4, -1)

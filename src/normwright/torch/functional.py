@@ -99,8 +99,8 @@ def batch_norm(
     if training:
         arguments.check_momentum(call, momentum)
     follows = None if activation is None else activations.parse(call, activation)
+    with_whom = None if sync is None else sync_module.parse(call, sync)
     if out is None:
-        with_whom = None if sync is None else sync_module.parse(call, sync)
         peers = sync_module.peers_of(with_whom, call, call, "raise") if with_whom and training else None
         return normalize(call, x, axis, running, weight, bias, training, eps, follows, residual, None, peers)
     arguments.check_input(call, x)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from normwright.core.activation import Activation
 from normwright.kernels import NATIVE
-from normwright.torch import activations, autograd, delegated
+from normwright.torch import activations, autograd, synced
 from normwright.torch.backward import in_float32
 from normwright.torch.layouts import laid_out, lined_up, may_be_written
 from normwright.torch.peers import Peers
@@ -116,7 +116,8 @@ def _together(
     laid, _, axis, seen, running, eps, activation = call
     told = share(x, axis, seen, running, eps, peers)
     if told is None:
-        return delegated.batch_norm_fixed(x, axis, running, weight, bias, eps, activation, residual)
+        by = synced.by_running(running, eps)
+        return synced.normalize_by(by, x, axis, weight, bias, eps, activation, residual, peers)
     if wanted:
         return autograd.train(x, weight, bias, residual, (*call, told))
     return autograd.forward_shared(laid, seen, told[1])

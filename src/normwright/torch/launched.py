@@ -2,14 +2,15 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from typing import Literal
 
 import torch
 import torch.distributed as dist
 
-from normwright.core.checks import ShapeError, SyncError, message
+from normwright.core.checks import ShapeError, message
+from normwright.torch.missing import named
 
 Backend = Literal["gloo", "nccl"]
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -39,7 +40,7 @@ def everyone(backend: Backend | None = None) -> Iterator[int]:
 
     local = int(os.environ["LOCAL_RANK"])
     able = dist.is_nccl_available() and torch.cuda.device_count() > local
-    with _named():
+    with _together():
         store, rank, size = next(rendezvous("env://", timeout=_LATE))
         # all must take the same, so all tell all: one machine may lack what others have
         store.set(f"normwright cuda {rank}", str(int(able)))
@@ -50,7 +51,7 @@ def everyone(backend: Backend | None = None) -> Iterator[int]:
     chosen = backend or ("gloo" if without else "nccl")
     if chosen == "nccl":
         torch.cuda.set_device(local)
-    with _named():
+    with _together():
         dist.init_process_group(chosen, store=store, rank=rank, world_size=size, timeout=_LATE)
     try:
         yield rank
@@ -58,12 +59,6 @@ def everyone(backend: Backend | None = None) -> Iterator[int]:
         dist.destroy_process_group()
 
 
-@contextmanager
-def _named() -> Iterator[None]:
-    """An error of torch's about those who did not come says what was waited for."""
-    try:
-        yield
-    except (RuntimeError, OSError) as error:
-        expected = f"all {os.environ['WORLD_SIZE']} ranks to start within {_LATE.total_seconds():.0f} seconds"
-        got = f"on rank {os.environ['RANK']}: {str(error).splitlines()[0].removesuffix('.')}"
-        raise SyncError(message(_CALL, expected, got)) from error
+def _together() -> AbstractContextManager[None]:
+    expected = f"all {os.environ['WORLD_SIZE']} ranks to start within {_LATE.total_seconds():.0f} seconds"
+    return named(_CALL, expected, where=f"on rank {os.environ['RANK']}: ")

@@ -141,10 +141,11 @@ class _Options(nn.modules.batchnorm._BatchNorm):
 
     def _peers(self) -> Peers | None:
         """Who shares the batch of this forward pass in training; None where that is this process alone."""
-        if self._sync is None:
+        traced = being_traced()
+        if self._sync is None or (not traced and self._sync.is_alone()):
             return None
         # a program that knew the path would be compiled again for each layer
-        label = self._name if being_traced() else self._label
+        label = self._name if traced else self._label
         return peers_of(self._sync, self._name, label, self._on_degenerate)
 
     @property

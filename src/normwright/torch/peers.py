@@ -4,14 +4,14 @@ All ranks send the same messages whatever way each takes to its numbers (kernels
 compute the same bits from them.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from normwright.core.checks import SyncError, message
+from normwright.core.checks import SyncError, TransformError, message
+from normwright.torch.missing import named
 from normwright.torch.watched import being_traced
 
 
@@ -63,23 +63,35 @@ class Peers(NamedTuple):
                 digits than one double.
 
         Raises:
-            SyncError: a rank did not come, or came with another layer.
+            SyncError: a rank did not come, or came with another layer of this width (of another width, gloo ends
+                a process).
         """
         header = mean.new_empty(2)
         header[0] = self.tag  # filled one by one: a number that a compiler does not know stays one
         header[1] = count
         mine = torch.cat((header, mean, mean_tail, m2))
         ops = torch.ops._c10d_functional
-        with named(self.label, self.size, "to send its batch's moments in forward"):
+        with waited(self.label, self.size, "to send its batch's moments in forward"):
             rows: Tensor = ops.wait_tensor(ops.all_gather_into_tensor(mine, self.size, self.name))
         rows = rows.view(self.size, -1)
         self._check_tags(rows)
         return rows[:, 1:]
 
     def total(self, sums: Tensor) -> Tensor:
-        """The sums over all ranks: one all-reduce."""
+        """The sums over all ranks: one all-reduce.
+
+        Raises:
+            SyncError: a rank did not come.
+            TransformError: vmap asks for several backward passes in one, whose sums no message carries.
+        """
+        if not being_traced() and any(is_batched(sums) for is_batched in _BATCHED):
+            expected, remedy = (
+                "no vmap around the backward pass of a layer with sync",
+                "Ask for one at a time.",
+            )
+            raise TransformError(message(self.label, expected, "one", remedy=remedy))
         ops = torch.ops._c10d_functional
-        with named(self.label, self.size, "to send its gradients' sums in backward"):
+        with waited(self.label, self.size, "to send its gradients' sums in backward"):
             whole: Tensor = ops.wait_tensor(ops.all_reduce(sums.contiguous(), "sum", self.name))
         return whole
 
@@ -96,22 +108,18 @@ class Peers(NamedTuple):
             raise SyncError(message(self.label, expected, got, remedy=remedy))
 
 
-@contextmanager
-def named(label: str, size: int, what: str) -> Iterator[None]:
-    """An error of the process group says which layer waited, and for what."""
+_BATCHED = torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor
+
+
+def waited(label: str, size: int, what: str) -> AbstractContextManager[None]:
+    """An error of the process group says which layer waited, and for what. A graph has no place for it."""
     if being_traced():
-        yield
-        return
-    try:
-        yield
-    except RuntimeError as error:
-        expected = f"each of the {size} ranks of its group {what}"
-        got = str(error).splitlines()[0].removesuffix(".")
-        remedy = (
-            "A rank has ended, or is late, or does not run this layer as often as the others; the group cannot be "
-            "used any more."
-        )
-        raise SyncError(message(label, expected, got, remedy=remedy)) from error
+        return nullcontext()
+    remedy = (
+        "A rank has ended, or is late, or does not run this layer as often as the others; the group cannot be used "
+        "any more."
+    )
+    return named(label, f"each of the {size} ranks of its group {what}", remedy)
 
 
 def merged(rows: Tensor) -> Whole:

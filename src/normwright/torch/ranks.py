@@ -1,7 +1,7 @@
 """Work that several processes do together: each knows how the others fared, so that none waits for ever."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from hashlib import sha256
 from typing import Any, Literal, TypeVar
 
@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from normwright.core.checks import DtypeError, ShapeError, SyncError, message
+from normwright.torch.missing import named
 from normwright.torch.sync import check_member, world
 
 T = TypeVar("T")
@@ -59,8 +60,13 @@ class Ranks:
             error = caught
         words = None if error is None else f"{type(error).__name__}: {error}".removesuffix(": ")
         found: list[Any] = [None] * self.size
-        with self._told_as_sync_error():
-            dist.all_gather_object(found, (words, result), group=self._group)
+        try:
+            with self._together():
+                dist.all_gather_object(found, (words, result), group=self._group)
+        except SyncError as late:
+            if error is not None:
+                raise error from late
+            raise
         if error is not None:
             raise error
         for rank, (failed, _) in enumerate(found):
@@ -114,7 +120,7 @@ class Ranks:
         if self.size == 1:
             return row[None].cpu()
         rows = row.new_empty(self.size, len(row))
-        with self._told_as_sync_error():
+        with self._together():
             dist.all_gather(list(rows), row, group=self._group)
             return rows.cpu()
 
@@ -127,15 +133,10 @@ class Ranks:
             return torch.device("cpu")
         return near if near.type in kinds else torch.device(kinds[0])
 
-    @contextmanager
-    def _told_as_sync_error(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            expected = f"each of the {self.size} processes of the group to make this call"
-            got = f"on rank {self.rank}: {str(error).splitlines()[0].removesuffix('.')}"
-            remedy = "A process has ended, is late, or does not make it; the group cannot be used any more."
-            raise SyncError(message(self._call, expected, got, remedy=remedy)) from error
+    def _together(self) -> AbstractContextManager[None]:
+        expected = f"each of the {self.size} processes of the group to make this call"
+        remedy = "A process has ended, is late, or does not make it; the group cannot be used any more."
+        return named(self._call, expected, remedy, f"on rank {self.rank}: ")
 
 
 def check_alike(call: str, everybody: list[Facts]) -> None:

@@ -4,6 +4,7 @@ from types import FrameType
 
 from torch import nn
 
+from normwright.core.checks import ShapeError, message
 from normwright.torch.options import _Options
 
 # torch's, which timm and others have copies of, and apex's. Of a copy by another name nothing can be known.
@@ -19,7 +20,7 @@ def check_replaced(layer: _Options, asking: FrameType) -> None:
 
     Raises:
         ShapeError: a layer of the model has an activation, channel_dim other than 1, running_var="biased",
-            debias=True, or is frozen.
+            debias=True, or is frozen; or has a process group, and the function was given none.
     """
     model: nn.Module = layer
     called: FrameType | None = asking
@@ -30,6 +31,14 @@ def check_replaced(layer: _Options, asking: FrameType) -> None:
     if called is asking:
         return
     call = f"{asking.f_globals.get('__name__')}.{asking.f_code.co_qualname}"
+    group = asking.f_locals.get("process_group")
     for name, module in model.named_modules():
         if isinstance(module, _Options):
-            module.check_can_be_torchs(call, f"at {name!r}" if name else "at the model itself", _REMEDY)
+            where = f"at {name!r}" if name else "at the model itself"
+            module.check_can_be_torchs(call, where, _REMEDY)
+            if group is None and module.sync not in (None, "world"):
+                expected, got = (
+                    "the process group of a layer that has one",
+                    f"None, which is all processes, {where}",
+                )
+                raise ShapeError(message(call, expected, got, remedy=_REMEDY))

@@ -18,7 +18,7 @@ if NATIVE:
 _increment_version = torch._C._increment_version
 
 
-def known(rows: Tensor, eps: float) -> tuple[float, bytearray]:
+def merge_told(rows: Tensor, eps: float) -> tuple[float, bytearray]:
     """All ranks' values together, where their moments are told: the count, and mean, mean_tail, m2 and rstd."""
     channels = (rows.shape[1] - 1) // 3
     saved = bytearray(32 * channels)
@@ -62,11 +62,11 @@ def settle(count: float, saved: bytearray, running: Running, peers: Peers, x: Te
             return True
     of = numbers_in(saved)
     whole = Whole(torch.tensor([count], dtype=of.dtype, device="cpu"), of[0], of[1], of[2])
-    move(whole, running)
+    move_by_operations(whole, running)
     return True
 
 
-def move(whole: Whole, running: Running) -> None:
+def move_by_operations(whole: Whole, running: Running) -> None:
     """Move the running statistics, by operations."""
     if not running.moves:
         running = delegated.on_copies(running)
@@ -119,7 +119,7 @@ def share(
     """
     mine = bytearray(32 * seen.channels)
     _native.moments_seen(seen, mine)
-    count, saved = known(peers.gather(x.numel() // seen.channels, *numbers_in(mine)[:3]), eps)
+    count, saved = merge_told(peers.gather(x.numel() // seen.channels, *numbers_in(mine)[:3]), eps)
     if not settle(count, saved, running, peers, x, axis):
         return None
     return Shared(peers, count), saved

@@ -1,7 +1,9 @@
 """With whom a layer shares its batch: what `sync` may be, and which processes that is."""
 
 import pickle
+import weakref
 import zlib
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -9,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from normwright.core.checks import DtypeError, ShapeError, message
-from normwright.torch.peers import Peers, named
+from normwright.torch.peers import Peers, waited
 from normwright.torch.watched import being_traced
 
 SyncLike = Literal["world"] | Any  # None, or a ProcessGroup, whose class a torch without distribution lacks
@@ -26,6 +28,11 @@ class Sync:
 
     def __init__(self, group: Any = None) -> None:
         self.group = group
+
+    def is_alone(self) -> bool:
+        """Whether it is known to be this process alone; False also where nothing is initialized."""
+        group = dist.group.WORLD if self.group is None and dist.is_available() else self.group
+        return group is not None and group.size() == 1
 
     @property
     def told(self) -> SyncLike:
@@ -98,8 +105,9 @@ def peers_of(sync: Sync, call: str, label: str, lone: str) -> Peers | None:
 def _resolved(sync: Sync, call: str, label: str) -> tuple[str, int]:
     group = sync.group
     if group is None:
-        everyone = world(call, "Call torch.distributed.init_process_group first, or set sync=None.")
-        group = _worlds_own(everyone, label)
+        group = world(call, "Call torch.distributed.init_process_group first, or set sync=None.")
+    if group is dist.group.WORLD:
+        group = _worlds_own(group, label)
     return group.group_name, group.size()
 
 
@@ -108,7 +116,12 @@ def _tag(label: str) -> int:
     return zlib.crc32(label.encode()) if label.endswith("'") and not being_traced() else 0
 
 
-_own: tuple[Any, Any] = None, None  # the world, and the group in which its layers talk
+def _nothing() -> None:
+    return None
+
+
+# The world, and the group in which its layers talk; torch keeps both alive, until they are destroyed.
+_own: tuple[Callable[[], Any], Callable[[], Any]] = _nothing, _nothing
 
 
 def _worlds_own(everyone: Any, label: str) -> Any:
@@ -121,10 +134,12 @@ def _worlds_own(everyone: Any, label: str) -> Any:
     global _own  # one for each world, made when the first layer asks
     if everyone.size() == 1:
         return everyone
-    if _own[0] is not everyone:
-        with named(label, everyone.size(), "to come to its first forward pass in training"):
-            _own = everyone, dist.new_group(timeout=_timeout(everyone), group_desc="normwright")
-    return _own[1]
+    group = _own[1]()
+    if _own[0]() is not everyone or group is None:
+        with waited(label, everyone.size(), "to come to its first forward pass in training"):
+            group = dist.new_group(timeout=_timeout(everyone), group_desc="normwright")
+        _own = weakref.ref(everyone), weakref.ref(group)
+    return group
 
 
 def _timeout(group: Any) -> timedelta | None:

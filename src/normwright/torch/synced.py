@@ -4,10 +4,11 @@ Nothing here asks a device: it can be compiled whole, and captured.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from normwright.core import checks
 from normwright.core.activation import Activation
@@ -18,8 +19,8 @@ from normwright.torch.running import Running
 from normwright.torch.shared import (
     Together,
     first_gradients,
-    known,
-    move,
+    merge_told,
+    move_by_operations,
     numbers_in,
     rstd_of,
     settle,
@@ -45,50 +46,86 @@ def batch_norm_train(
         TransformError: under a function transform.
         ShapeError, SyncError: see `settle` and `Peers.gather`.
     """
-    if being_transformed() and not being_traced():
-        expected = "no function transform around a layer with sync"
-        raise checks.TransformError(checks.message(call, expected, "one", remedy="Set sync=None there."))
+    if not being_traced():
+        _check_can_follow(call, x, weight, bias, residual)
     of = composed.Channels(x, axis)
     with torch.no_grad():
         rows = peers.gather(of.values, *composed.moments(wide(x.detach()), of))
         by = _told(rows, running, eps, peers, x, axis) if is_told(rows) else _asked(rows, running, eps, peers)
-    if by is None:
-        return delegated.batch_norm_fixed(x, axis, running, weight, bias, eps, activation, residual)
-    # bias and residual so that backward, for which other ranks wait, runs where these alone want a gradient
+    return normalize_by(by, x, axis, weight, bias, eps, activation, residual, peers)
+
+
+class Numbers(NamedTuple):
+    """What normalizes a shared batch, in float64.
+
+    Attributes:
+        mean, mean_tail, rstd: (C,).
+        count: (1,), of values per channel; infinity where the others are constants, which have no share in dx.
+    """
+
+    mean: Tensor
+    mean_tail: Tensor
+    rstd: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody asks of this
+
+
+def normalize_by(
+    by: Numbers, x: Tensor, axis: int, weight: Tensor | None, bias: Tensor | None, eps: float,
+    activation: Activation | None, residual: Tensor | None, peers: Peers,
+) -> Tensor:  # fmt: skip
+    """y. Its backward pass waits for that of the other ranks, whatever normalizes."""
+    # bias and residual so that it runs where these alone want a gradient
     z: Tensor = _Normalized.apply(x, weight, bias, residual, *by, (axis, eps, peers))  # type: ignore[no-untyped-call]
     if bias is not None:
-        z = z + of.along(wide(bias)).to(z.dtype)
+        z = z + composed.Channels(x, axis).along(wide(bias)).to(z.dtype)
     return delegated.follow(z, x.dtype, activation, residual)
 
 
-# mean, mean_tail and rstd of (C,), and the count of (1,), all float64.
-_Numbers = tuple[Tensor, Tensor, Tensor, Tensor]
+def by_running(running: Running, eps: float) -> Numbers:
+    """What normalizes a lone value with on_degenerate="running"."""
+    assert running.mean is not None
+    assert running.var is not None
+    mean, var = running.mean.detach().double(), running.var.detach().double()
+    return Numbers(
+        mean, torch.zeros_like(mean), (var + eps).sqrt().reciprocal(), mean.new_full((1,), math.inf)
+    )
 
 
-def _told(rows: Tensor, running: Running, eps: float, peers: Peers, x: Tensor, axis: int) -> _Numbers | None:
-    """What normalizes; None where running statistics do."""
-    count, saved = known(rows, eps)
+def _check_can_follow(call: str, x: Tensor, weight: Tensor | None, *others: Tensor | None) -> None:
+    """Raise what autograd would raise too late: when the others have been told, and statistics have moved."""
+    if being_transformed() or forward_ad._current_level >= 0:
+        expected = "no function transform and no forward-mode AD around a layer with sync"
+        raise checks.TransformError(checks.message(call, expected, "one", remedy="Set sync=None there."))
+    wanted = any(t is not None and t.requires_grad for t in (x, weight, *others))
+    if torch.is_grad_enabled() and wanted and any(t is not None and t.is_inference() for t in (x, weight)):
+        expected, remedy = (
+            "no inference tensor where a gradient is wanted",
+            "Clone it outside of inference mode.",
+        )
+        raise checks.ShapeError(checks.message(call, expected, "one", remedy=remedy))
+
+
+def _told(rows: Tensor, running: Running, eps: float, peers: Peers, x: Tensor, axis: int) -> Numbers:
+    """What normalizes."""
+    count, saved = merge_told(rows, eps)
     if not settle(count, saved, running, peers, x, axis):
-        return None
+        return by_running(running, eps)
     mean, mean_tail, _, rstd = numbers_in(saved)
-    return mean, mean_tail, rstd, torch.tensor([count], dtype=rows.dtype, device="cpu")
+    return Numbers(mean, mean_tail, rstd, torch.tensor([count], dtype=rows.dtype, device="cpu"))
 
 
-def _asked(rows: Tensor, running: Running, eps: float, peers: Peers) -> _Numbers:
+def _asked(rows: Tensor, running: Running, eps: float, peers: Peers) -> Numbers:
     """The same without a question to a device, which asserts that no value is alone, or replaces it."""
     whole = merged(rows)
-    count = whole.count
+    by = Numbers(whole.mean, whole.mean_tail, rstd_of(whole, eps), whole.count)
     if peers.lone == "raise" or running.mean is None:
         words = f"{peers.label}: one value per channel in all {peers.size} ranks together."
-        torch._assert_async(count.squeeze(0) != 1, words)
-        move(whole, running)
-        return whole.mean, whole.mean_tail, rstd_of(whole, eps), count
-    lone = count == 1
-    var = torch.where(lone, running.var.double(), whole.m2 / count.clamp(min=1))  # type: ignore[union-attr]
-    mean = torch.where(lone, running.mean.double(), whole.mean)
-    move(whole, running)
-    # constants have no share in dx
-    return mean, whole.mean_tail, (var + eps).sqrt().reciprocal(), torch.where(lone, math.inf, count)
+        torch._assert_async(whole.count.squeeze(0) != 1, words)
+    else:
+        lone, instead = whole.count == 1, by_running(running, eps)
+        by = Numbers(*(torch.where(lone, b, a) for a, b in zip(by, instead, strict=True)))
+    move_by_operations(whole, running)
+    return by
 
 
 class _Normalized(torch.autograd.Function):
@@ -121,6 +158,12 @@ class _Normalized(torch.autograd.Function):
         if torch.is_grad_enabled() and not being_traced():
             together = Together(x, axis, count, peers)
             x_hat, rstd_of_x = composed.normalized(wide(x), mean, eps, together)
+            if peers.lone == "running":  # where they were constants, they stay so
+                constant = composed.normalized_by(wide(x), mean, rstd, together, mean_tail)
+                lone = torch.isinf(count)
+                x_hat, rstd_of_x = (
+                    torch.where(lone, c, v) for c, v in zip(constant, (x_hat, rstd_of_x), strict=True)
+                )
             dx, dweight, _ = composed.train(dz, x_hat, rstd_of_x, weight_as_x, together)
         else:
             of = composed.Channels(x, axis)
