@@ -48,7 +48,8 @@ double merge_rows(const double* rows, int64_t n, int64_t stride, int64_t channel
   for (int64_t c = 0; c < channels; ++c) {
     const auto mean = [&](int64_t k) { return rows[k * stride + 1 + c]; };
     const auto tail = [&](int64_t k) { return rows[k * stride + 1 + channels + c]; };
-    const double pivot = mean(most), pivot_tail = tail(most);
+    const auto or_zero = [](double value) { return std::isfinite(value) ? value : 0; };
+    const double pivot = or_zero(mean(most)), pivot_tail = tail(most);  // infinity is no place to look from
     const auto away = [&](int64_t k) { return rows[k * stride] > 0 ? (mean(k) - pivot) + (tail(k) - pivot_tail) : 0; };
     double shift = 0, m2 = 0;
     for (int64_t k = 0; k < n; ++k) shift += rows[k * stride] * away(k);
@@ -58,7 +59,7 @@ double merge_rows(const double* rows, int64_t n, int64_t stride, int64_t channel
       m2 += rows[k * stride + 1 + 2 * channels + c] + rows[k * stride] * (d * d);
     }
     to.mean[c] = pivot + shift;
-    to.mean_tail[c] = ((pivot - to.mean[c]) + shift) + pivot_tail;
+    to.mean_tail[c] = or_zero(((pivot - to.mean[c]) + shift) + pivot_tail);
     to.m2[c] = m2;
     to.rstd[c] = 1 / std::sqrt(m2 / some + eps);
   }

@@ -262,14 +262,16 @@ def test_strict_reaches_layers_that_are_ours_already():
 # --- the limits that the page owns up to ------------------------------------------------
 
 
-def test_torchs_converter_to_synchronized_layers_loses_options_without_a_word():
-    layer = nw.freeze(nw.BatchNorm1d(4, channel_dim=-1))
+def test_torchs_converter_to_synchronized_layers_loses_two_options_without_a_word_and_is_stopped_at_others():
+    layer = nw.BatchNorm1d(4, on_nonfinite="raise", on_degenerate="running")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(layer)
     assert type(synchronized) is nn.SyncBatchNorm
-    assert "frozen" not in repr(synchronized)
-    assert "channel_dim" not in repr(synchronized)
+    assert "on_" not in repr(synchronized)
+    for lost in (nw.freeze(nw.BatchNorm1d(4)), nw.BatchNorm1d(4, channel_dim=-1)):
+        with pytest.raises(nw.ShapeError, match=r"Use normwright\.torch\.convert\(model, sync='world'\)"):
+            nn.SyncBatchNorm.convert_sync_batchnorm(lost)
 
 
 def test_a_convolution_takes_in_a_norm_of_the_last_axis_wrongly():

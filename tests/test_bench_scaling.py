@@ -91,16 +91,16 @@ def test_a_library_with_trees_takes_a_ring_where_that_is_quicker():
 
 
 def test_a_rows_bytes_are_those_of_the_protocol():
-    # a tag, a count, C means in two parts and C m2; C sums twice: all float64
+    # a tag, a count, C means in two parts and C m2; a tag, a one, and C sums twice: all float64
     row = torch.zeros(2 + 3 * 64, dtype=torch.float64)
     assert scaling.forward_bytes(64) == row.numel() * row.element_size()
-    assert scaling.backward_bytes(64) == torch.zeros(2 * 64, dtype=torch.float64).nbytes
+    assert scaling.backward_bytes(64) == torch.zeros(2 + 2 * 64, dtype=torch.float64).nbytes
 
 
 def test_a_step_is_the_sum_over_its_layers():
-    # 2 ranks in a node; rows of 40 and 64 bytes, sums of 16 and 32, and of those a ring moves each byte once
+    # 2 ranks in a node; rows of 40 and 64 bytes, sums of 32 and 48, and of those a ring moves each byte once
     both = Network("two layers", (1, 2), batch=1)
-    assert scaling.step_seconds(WIRES, both, 2) == (40 + 64 + 16 + 32) / 8
+    assert scaling.step_seconds(WIRES, both, 2) == (40 + 64 + 32 + 48) / 8
     assert (both.row, both.received(4)) == (104, 312)
 
 
@@ -173,7 +173,7 @@ def test_every_cluster_and_network_has_a_step():
 
 def test_the_tables_say_what_the_model_says():
     sent, *costs, dear, assumed = scaling_table.tables()
-    assert sent.rows[0][:5] == ("ResNet-50", "53", "106", "638,288", "424,960")
+    assert sent.rows[0][:5] == ("ResNet-50", "53", "106", "638,288", "425,808")
     assert sent.rows[0][-1] == f"{4095 * 638_288 / 1e6:,.1f} MB"
     for cluster, table in zip(CLUSTERS, costs, strict=True):
         assert [int(row[0]) for row in table.rows] == list(RANKS)

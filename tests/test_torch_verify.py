@@ -33,23 +33,28 @@ def as_told(change):
 
     def gather(self, *moments):
         rows = GATHER(self, *moments).clone()
-        counts, (means, _, m2s) = rows[:, :1], rows[:, 1:].chunk(3, dim=1)
-        change(counts, means, m2s)
+        counts, (means, tails, m2s) = rows[:, :1], rows[:, 1:].chunk(3, dim=1)
+        change(counts, means, tails, m2s)
         return rows
 
     return gather
 
 
-def without_counts(counts, means, m2s):
+def without_counts(counts, means, tails, m2s):
     """An all-reduce of means, as it is often written."""
     counts.copy_(counts.mean().expand_as(counts))
 
 
-def no_variance_between(counts, means, m2s):
+def no_variance_between(counts, means, tails, m2s):
     means.copy_(((counts * means).sum(0) / counts.sum()).expand_as(means))
 
 
-def by_one_bit(counts, means, m2s):
+def without_tails(counts, means, tails, m2s):
+    """Means as doubles: half of the last place of 1e6 deviations is 1e-10 of a deviation."""
+    tails.zero_()
+
+
+def by_one_bit(counts, means, tails, m2s):
     if dist.get_rank():
         m2s.mul_(1 + 2.0**-52)
 
@@ -75,6 +80,7 @@ GATHER, TOTAL, STEP = peers.Peers.gather, peers.Peers.total, verify._step
 BROKEN = {
     "mean of means": (peers.Peers, "gather", as_told(without_counts)),
     "no variance between": (peers.Peers, "gather", as_told(no_variance_between)),
+    "tails dropped": (peers.Peers, "gather", as_told(without_tails)),
     "by one bit": (peers.Peers, "gather", as_told(by_one_bit)),
     "sums not shared": (peers.Peers, "total", not_shared),
     "sums in place": (peers.Peers, "total", in_place),
@@ -251,6 +257,14 @@ def test_a_wrong_merge_or_sum_is_found_and_named(how, quantities, spared, sample
     assert words.startswith("2 ranks (cpu, gloo) do NOT equal one process on the joined batch: ")
     for name in quantities:
         assert f": {name} " in words.partition("FAILS")[2]
+
+
+def test_means_that_travel_as_one_double_are_found_where_they_are_large(processes):
+    first, second = processes.run(broken, "tails dropped")
+    assert first == second
+    assert not first.ok
+    assert {(case.case.dtype, case.case.mean) for case in first.failing} == {(F64, 1e6)}
+    assert failing(first)[0] == MERGE
 
 
 def test_statistics_that_differ_by_one_bit_are_found(processes):

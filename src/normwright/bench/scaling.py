@@ -30,13 +30,13 @@ def forward_bytes(channels: int) -> int:
 
 
 def backward_bytes(channels: int) -> int:
-    """What a layer's backward sums up over the ranks: (sum dz, sum dz * x_hat) in float64.
+    """What a layer's backward sums up over the ranks: (tag, one, sum dz, sum dz * x_hat) in float64.
 
     Example:
         >>> backward_bytes(64)
-        1024
+        1040
     """
-    return FLOAT64 * 2 * channels
+    return FLOAT64 * (2 * channels + 2)
 
 
 # ---- where it is sent ---------------------------------------------------------------------------------------

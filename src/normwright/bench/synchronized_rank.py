@@ -223,7 +223,7 @@ def _collectives(channels: int) -> Contender:
     """The floor: what a layer sends, and nothing else."""
     ranks, group = dist.get_world_size(), dist.new_group()
     row = torch.full((3 * channels + 2,), float(dist.get_rank()), dtype=torch.float64)
-    rows, sums = row.new_empty(ranks * len(row)), row.new_ones(2 * channels)
+    rows, sums = row.new_empty(ranks * len(row)), row.new_ones(2 * channels + 2)
 
     def run() -> None:
         dist.all_gather_single(rows, row, group=group)

@@ -3,6 +3,7 @@
 m is the number of values of a channel, and x_hat = (x - mean) * rstd.
 """
 
+import torch
 from torch import Tensor
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -34,7 +35,8 @@ def moments(x: Tensor, of: Channels) -> tuple[Tensor, Tensor, Tensor]:
     centred = x - of.along(near)
     left, near = of.sum(centred).double(), near.double()
     mean, m2 = near + left / values, of.sum(centred.square()).double() - left.square() / values
-    return mean, (near - mean) + left / values, m2.clamp(min=0)
+    tail = (near - mean) + left / values
+    return mean, torch.where(torch.isfinite(tail), tail, 0.0), m2.clamp(min=0)
 
 
 def normalized(x: Tensor, mean: Tensor, eps: float, of: Channels) -> tuple[Tensor, Tensor]:

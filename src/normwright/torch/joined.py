@@ -189,12 +189,12 @@ def widened(t: Tensor) -> FloatArray:
 def lines(case: Case, whole: Joined, strict: bool) -> dict[str, Line]:
     """y, the gradients and the running statistics of one process, by name.
 
-    allowed, for z before the activation: r (|weight x_hat| + |bias| + |residual|) + |weight| (s + e |x_hat|)
-    dbias r D,  dweight q S + s D,  dx |weight| rstd (q |dz| + q D/m + |x_hat| (q S + s D)/m + s S/m)
+    allowed, for z before the activation: r (|weight x_hat| + |bias| + |residual|) + |weight| s
+    dbias r D,  dweight r S + (s + e) D,  dx |weight| rstd (r |dz| + r D/m + |x_hat| (r S + s D)/m + s S/m)
 
-    with D = sum|dz|, S = sum|dz x_hat|, m values per channel; r what is allowed of a term, q = r + e; s by how much
-    all x_hat of a channel may be off together because their mean is, e the part of it that float64 has from its
-    rounding. Where z may be on either side of relu's corner, dz may too.
+    with D = sum|dz|, S = sum|dz x_hat|, m values per channel; r what is allowed of a term; s by how much all x_hat
+    of a channel may be off together because their mean is, and e the rest that float32 has in sums. Where z may be
+    on either side of relu's corner, dz may too.
 
     Args:
         case, whole: what was shared.
@@ -212,14 +212,15 @@ def lines(case: Case, whole: Joined, strict: bool) -> dict[str, Line]:
     scale = np.abs(weight).reshape(along)
     m, double = saved.count, case.dtype == torch.float64
     r = _OF_DOUBLE if double else (_LINE + (0 if strict else 2 * math.sqrt(m))) * _SINGLE
-    # what a rank's mean, rounded to a double, leaves in the mean of all, and in their deviation
-    e = _LINE * _DOUBLE * np.abs(mean) * rstd * double
-    s = e + (0 if strict and not double else r)
+    # whatever the mean: a layer knows it, and ranks tell it, to more digits than one double has
+    s = 0 if strict and not double else r
     # float32 keeps the mean as two floats: a rest of the second
-    s_sums = s + (0 if double else _LINE * _SINGLE**2 * np.abs(mean) * rstd)
+    e = 0 if double else _LINE * _SINGLE**2 * np.abs(mean) * rstd
 
-    of_z = r * (scale * x_hat + np.abs(bias).reshape(along) + (0 if added is None else np.abs(added)))
-    of_z = of_z + scale * (s + e * x_hat)
+    of_z = (
+        r * (scale * x_hat + np.abs(bias).reshape(along) + (0 if added is None else np.abs(added)))
+        + scale * s
+    )
     corner = (np.abs(z) <= of_z) & (case.activation is not None)
     dz = np.abs(dy) * ((z > 0) | (case.activation is None))
     either = np.where(corner, np.abs(dy), 0)
@@ -230,32 +231,31 @@ def lines(case: Case, whole: Joined, strict: bool) -> dict[str, Line]:
 
     D, S, off_D = total(dz), total(dz * x_hat), total(either)
     off_S = total(either * x_hat)
-    q = r + e
-    of_dx = q * dz + either + (q * D + off_D) / m + x_hat * (q * S + s * D + off_S) / m + s * S / m
+    of_dx = r * dz + either + (r * D + off_D) / m + x_hat * (r * S + s * D + off_S) / m + s * S / m
     like_x = case.dtype if case.dtype in HALF else None
     y = z if case.activation is None else np.maximum(z, 0)
     found = {
         "y": Line(y, of_z, like_x),
         "dx": Line(gradients.dx, scale * rstd * of_dx, like_x),
-        "dweight": Line(gradients.dgamma, (q * S + s_sums * D + off_S).ravel()),
+        "dweight": Line(gradients.dgamma, (r * S + (s + e) * D + off_S).ravel()),
         "dbias": Line(gradients.dbeta, (r * D + off_D).ravel()),
-        **_moved(x, saved, r + e.ravel(), _DOUBLE if double else _SINGLE),
+        **_moved(x, saved, r, _DOUBLE if double else _SINGLE),
     }
     if gradients.dresidual is not None:
         found["dresidual"] = Line(gradients.dresidual, either)
     return found
 
 
-def _moved(x: FloatArray, saved: Saved, q: FloatArray, unit: float) -> dict[str, Line]:
+def _moved(x: FloatArray, saved: Saved, r: float, unit: float) -> dict[str, Line]:
     """The running statistics after this batch, which began as 0 and 1, rounded to buffers of this unit.
 
-    mean  q E|x - mean| + 8 * 2^-53 |mean|;  var  2 q var, since rstd sees half of a relative error
+    mean  r E|x - mean| + 8 * 2^-53 |mean|;  var  2 r var, since rstd sees half of a relative error
     """
     mean, var = saved.mean + saved.mean_tail, saved.m2 / (saved.count - 1)
     along, rest = (-1, *[1] * (x.ndim - 2)), (0, *range(2, x.ndim))
     deviation = np.abs(x - mean.reshape(along)).mean(axis=rest)
     moved = MOMENTUM * mean, (1 - MOMENTUM) + MOMENTUM * var
-    off = q * deviation + _LINE * _DOUBLE * np.abs(mean), 2 * q * var
+    off = r * deviation + _LINE * _DOUBLE * np.abs(mean), 2 * r * var
     # two roundings of the buffers' type
     allowed = [MOMENTUM * each + 2 * unit * np.abs(new) for each, new in zip(off, moved, strict=True)]
     return {"running_mean": Line(moved[0], allowed[0]), "running_var": Line(moved[1], allowed[1])}

@@ -172,22 +172,24 @@ class _Options(nn.modules.batchnorm._BatchNorm):
 
     def check_can_be_torchs(self, call: str, where: str, remedy: str = "") -> None:
         """Raise ShapeError where an option is not torch's. `where` is the layer's place, for errors."""
-        torchs = {"channel_dim": 1, "activation": None, "recorded_var": "unbiased", "debias": False}
-        further = {
-            "activation": "Put it behind the layer first.",
-            "recorded_var": "Set recorded_var = 'unbiased' first: the statistics stay, and move on as torch's.",
-            "debias": "Set debias = False first: the statistics stay, and move on as torch's.",
-        }
-        for option, theirs in torchs.items():
+        stay = "the statistics stay, and move on as torch's."
+        for option, theirs, further in (
+            ("channel_dim", 1, ""),
+            ("recorded_var", "unbiased", f"Set recorded_var = 'unbiased' first: {stay}"),
+            ("debias", False, f"Set debias = False first: {stay}"),
+        ):
             value = getattr(self, option)
             if value != theirs:
                 expected, got = f"layers with {option}={theirs!r}, as torch's", f"{option}={value!r} {where}"
-                told = remedy or further.get(option, "")
-                raise checks.ShapeError(checks.message(call, expected, got.rstrip(), remedy=told))
+                raise checks.ShapeError(checks.message(call, expected, got, remedy=remedy or further))
+        if self._activation is not None:
+            expected, further = "layers without an activation, as torch's", "Put it behind the layer first."
+            got = f"{self._activation} {where}"
+            raise checks.ShapeError(checks.message(call, expected, got, remedy=remedy or further))
         if self.statistics_frozen or self.affine_frozen:
-            told = remedy or "Call normwright.torch.unfreeze(model) first."
+            further = "Call normwright.torch.unfreeze(model) first."
             raise checks.ShapeError(
-                checks.message(call, "no frozen layer", f"one {where}".rstrip(), remedy=told)
+                checks.message(call, "no frozen layer", f"one {where}", remedy=remedy or further)
             )
 
     def extra_repr(self) -> str:

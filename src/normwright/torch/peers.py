@@ -81,7 +81,7 @@ class Peers(NamedTuple):
         """The sums over all ranks: one all-reduce.
 
         Raises:
-            SyncError: a rank did not come.
+            SyncError: a rank did not come, or came with another layer.
             TransformError: vmap asks for several backward passes in one, whose sums no message carries.
         """
         if not being_traced() and any(is_batched(sums) for is_batched in _BATCHED):
@@ -90,10 +90,16 @@ class Peers(NamedTuple):
                 "Ask for one at a time.",
             )
             raise TransformError(message(self.label, expected, "one", remedy=remedy))
+        header = sums.new_empty(2)
+        header[0] = self.tag
+        header[1] = self.tag != 0
+        mine = torch.cat((header, sums))
         ops = torch.ops._c10d_functional
         with waited(self.label, self.size, "to send its gradients' sums in backward"):
-            whole: Tensor = ops.wait_tensor(ops.all_reduce(sums.contiguous(), "sum", self.name))
-        return whole
+            whole: Tensor = ops.wait_tensor(ops.all_reduce(mine, "sum", self.name))
+        if self.tag and is_told(whole) and whole[0].item() != whole[1].item() * self.tag:
+            raise self._elsewhere("backward", "another layer on some rank")
+        return whole[2:]
 
     def _check_tags(self, rows: Tensor) -> None:
         """Raise where ranks are at different layers. Not where that would wait for a device."""
@@ -102,10 +108,12 @@ class Peers(NamedTuple):
         tags = [int(tag) for tag in rows[:, 0].tolist()]
         others = [str(rank) for rank, tag in enumerate(tags) if tag not in (0, self.tag)]
         if others:
-            expected = f"all {self.size} ranks of its group to be at this layer in forward"
-            got = f"another layer on rank {', '.join(others)}"
-            remedy = "Every rank must run the same layers in the same order."
-            raise SyncError(message(self.label, expected, got, remedy=remedy))
+            raise self._elsewhere("forward", f"another layer on rank {', '.join(others)}")
+
+    def _elsewhere(self, when: str, got: str) -> SyncError:
+        expected = f"all {self.size} ranks of its group to be at this layer in {when}"
+        remedy = "Every rank must run the same layers in the same order."
+        return SyncError(message(self.label, expected, got, remedy=remedy))
 
 
 _BATCHED = torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor
@@ -116,8 +124,8 @@ def waited(label: str, size: int, what: str) -> AbstractContextManager[None]:
     if being_traced():
         return nullcontext()
     remedy = (
-        "A rank has ended, or is late, or does not run this layer as often as the others; the group cannot be used "
-        "any more."
+        "A rank has ended, or is late, or does not run this layer as often as the others, or the group was "
+        "destroyed; it cannot be used any more."
     )
     return named(label, f"each of the {size} ranks of its group {what}", remedy)
 
@@ -138,11 +146,13 @@ def merged(rows: Tensor) -> Whole:
     count = _in_order(counts)
     largest = counts.argmax(0)
     pivot, tail = means.index_select(0, largest).squeeze(0), tails.index_select(0, largest).squeeze(0)
+    pivot = torch.where(torch.isfinite(pivot), pivot, 0.0)  # infinity is no place to look from
     # an empty row knows no mean, and has no weight
     away = torch.where(counts > 0, (means - pivot) + (tails - tail), 0.0)
     shift = _in_order(counts * away) / count.clamp(min=1)
     mean = pivot + shift
     left = ((pivot - mean) + shift) + tail
+    left = torch.where(torch.isfinite(left), left, 0.0)
     return Whole(count, mean, left, _in_order(m2s + counts * (away - shift).square()))
 
 

@@ -1,6 +1,7 @@
 """With whom a layer shares its batch: what `sync` may be, and which processes that is."""
 
 import pickle
+import threading
 import weakref
 import zlib
 from collections.abc import Callable
@@ -96,6 +97,8 @@ def peers_of(sync: Sync, call: str, label: str, lone: str) -> Peers | None:
             it is a path in a model.
         lone: what a single value per channel in all processes together does, as `on_degenerate`.
     """
+    if being_traced() and dist.is_initialized():
+        dist.group.WORLD  # noqa: B018  # a compiler that saw it compiles again in another world
     name, size = _resolved(sync, call, label)
     return None if size == 1 else Peers(name, size, label, _tag(label), lone)
 
@@ -122,6 +125,7 @@ def _nothing() -> None:
 
 # The world, and the group in which its layers talk; torch keeps both alive, until they are destroyed.
 _own: tuple[Callable[[], Any], Callable[[], Any]] = _nothing, _nothing
+_making = threading.Lock()
 
 
 def _worlds_own(everyone: Any, label: str) -> Any:
@@ -134,12 +138,13 @@ def _worlds_own(everyone: Any, label: str) -> Any:
     global _own  # one for each world, made when the first layer asks
     if everyone.size() == 1:
         return everyone
-    group = _own[1]()
-    if _own[0]() is not everyone or group is None:
-        with waited(label, everyone.size(), "to come to its first forward pass in training"):
-            group = dist.new_group(timeout=_timeout(everyone), group_desc="normwright")
-        _own = weakref.ref(everyone), weakref.ref(group)
-    return group
+    with _making:
+        group = _own[1]()
+        if _own[0]() is not everyone or group is None:
+            with waited(label, everyone.size(), "to come to its first forward pass in training"):
+                group = dist.new_group(timeout=_timeout(everyone), group_desc="normwright")
+            _own = weakref.ref(everyone), weakref.ref(group)
+        return group
 
 
 def _timeout(group: Any) -> timedelta | None:

@@ -49,9 +49,8 @@ def batch_norm_train(
     if not being_traced():
         _check_can_follow(call, x, weight, bias, residual)
     of = composed.Channels(x, axis)
-    with torch.no_grad():
-        rows = peers.gather(of.values, *composed.moments(wide(x.detach()), of))
-        by = _told(rows, running, eps, peers, x, axis) if is_told(rows) else _asked(rows, running, eps, peers)
+    rows = peers.gather(of.values, *composed.moments(wide(x.detach()), of))
+    by = _told(rows, running, eps, peers, x, axis) if is_told(rows) else _asked(rows, running, eps, peers)
     return normalize_by(by, x, axis, weight, bias, eps, activation, residual, peers)
 
 

@@ -73,11 +73,12 @@ def verify_sync(
         SyncError: a process did not take part. RuntimeError: an argument was wrong in another process.
 
     Numerics:
-        What is allowed, element by element. float64: 1e-12 of the terms that are added, and of x_hat 8 * 2^-53
-        |mean| / sqrt(var + eps), because means travel as doubles. float32 on a CPU: the lines of docs/numerics.md,
-        8 * 2^-24 of the terms. Compiled, on another device, or without kernels, operations add as float32:
-        8 + 2 sqrt(m) in place of 8, with m values per channel, and an x_hat near 0 has the error of its mean. Half
-        types: as float32, and rounded once.
+        What is allowed, element by element. float64: 1e-12 of the terms that are added, and of an x_hat near 0
+        1e-12, at any mean: ranks tell their means to more digits than one double has. (docs/numerics.md promises
+        less for float64 at large means than layers keep; this asks for what they keep.) float32 on a CPU: the lines
+        of docs/numerics.md, 8 * 2^-24 of the terms. Compiled, on another device, or without kernels, operations add
+        as float32: 8 + 2 sqrt(m) in place of 8, with m values per channel, and an x_hat near 0 has the error of its
+        mean. Half types: as float32, and rounded once.
 
     Example:
         >>> report = verify_sync(group=None)  # "world" in a job of several processes
