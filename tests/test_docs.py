@@ -58,7 +58,7 @@ DISTRIBUTED = (DOCS / "distributed.md").read_text(encoding="utf-8")
         (STATISTICS, 10),
         pytest.param(
             DISTRIBUTED,
-            4,
+            5,
             marks=pytest.mark.skipif(
                 not dist.is_gloo_available(), reason="this torch was built without gloo"
             ),

@@ -1,5 +1,6 @@
 """Several processes recalibrate one model over all their batches, and fail together."""
 
+import os
 from unittest import mock
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 import normwright.torch as nw
 from beside_torch import agree, normal, same_bits
 from normwright.torch import measuring
+from normwright.torch.ranks import Ranks
 
 F64 = torch.float64
 TWO = [normal(7, 3, dtype=F64), normal(2, 3, dtype=F64, seed=1)]
@@ -126,6 +128,26 @@ def progress_fails(rank, order):
     return caught(rank, Net(), SHARES["uneven"][rank], order=order, progress=progress)
 
 
+def beside_one_that_ends(rank, when, fails):
+    """Rank 1 ends in its batch, or before it comes; rank 0 may have an error of its own."""
+
+    def ends(*_):
+        os._exit(1)
+
+    def goes_wrong(*_):
+        if fails:
+            raise ZeroDivisionError("of this rank")
+
+    try:
+        if when == "in a batch":
+            forward = ends if rank else lambda model, x: (goes_wrong(), model(x))
+            nw.recalibrate(Net(), SHARES["uneven"][rank], group="world", forward=forward)
+        else:
+            Ranks("call", "world").agree(ends if rank else lambda: goes_wrong() or {}, torch.device("cpu"))
+    except Exception as error:
+        return type(error).__name__, str(error), type(error.__cause__).__name__
+
+
 def other_options(rank, name):
     """Each process asks for something else."""
     option = {"order": ("joint", "sequential"), "method": ("pooled", "algorithm2"), "prior": (1, 2)}[name]
@@ -205,6 +227,15 @@ def test_where_one_process_fails_the_other_does_not_wait(order, processes):
     assert other[0] == "RuntimeError"
     assert "got on rank 1 ZeroDivisionError: of this rank." in other[1]
     assert other[2]
+
+
+@pytest.mark.parametrize("when", ["in a batch", "before"])
+def test_an_error_of_ones_own_is_told_before_that_another_process_is_gone(when, processes):
+    own, _ = processes.run(beside_one_that_ends, when, True, dying=[1])
+    assert own == ("ZeroDivisionError", "of this rank", "SyncError")
+    (name, words, _), _ = processes.run(beside_one_that_ends, when, False, dying=[1])
+    assert name == "SyncError"
+    assert "expected each of the 2 processes of the group to make this call, got on rank 0: " in words
 
 
 def test_models_that_differ_are_refused_everywhere(processes):

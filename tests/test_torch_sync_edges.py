@@ -95,22 +95,6 @@ def test_one_value_in_all_ranks_is_an_error_on_all_of_them(processes):
     processes.run(lone_value_raises)
 
 
-def lone_value_by_running(rank):
-    for way in WAYS:
-        case = Case((0, 1), "(N, C)", F64, activation="silu", options={"on_degenerate": "running"})
-        layer = case.layer("world")
-        before = state(layer)
-        got = step(layer, *case.part(rank), way=way)
-        untouched(layer, before)
-        want = step(case.layer(None).eval(), *case.part(rank))
-        for name in ("y", "dx", "dweight", "dbias"):
-            same(name, got[name], want[name])
-
-
-def test_one_value_in_all_ranks_is_normalized_by_the_running_statistics(processes):
-    processes.run(lone_value_by_running)
-
-
 # --- who is in it -------------------------------------------------------------
 
 

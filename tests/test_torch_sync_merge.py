@@ -95,8 +95,8 @@ def test_merged_moments_are_those_of_all_values(counts, mean):
                 # half of a last place by rounding, and the half that the largest part's tail may be
                 assert abs(Fraction(whole.mean[c].item()) - exact) <= 2 * UNIT * abs(float(exact)) + of_mean
                 # sums of positive terms; and the squares of distances that are off by as much as the mean
-                bound = (ranks + 6) * UNIT * float(m2) + 2 * full[:, 0].sum().item() * float(2 * away) * of_mean
-                assert abs(Fraction(whole.m2[c].item()) - m2) <= bound
+                of_squares = 4 * full[:, 0].sum().item() * float(away) * of_mean
+                assert abs(Fraction(whole.m2[c].item()) - m2) <= (ranks + 6) * UNIT * float(m2) + of_squares
 
 
 def test_moments_that_are_merged_at_once_are_those_that_are_merged_in_turn():

@@ -109,8 +109,8 @@ def checkpointed(rank, parts, reentrant):
 def test_a_pass_that_a_checkpoint_repeats_is_told_again_and_moves_nothing(parts, reentrant, processes):
     found = processes.run(checkpointed, parts, reentrant, size=len(parts))
     assert len(set(found)) == 1  # as often in all ranks
-    # again for the outer one, and where its passes are not kept, for the inner one twice more
-    assert found[0][1] in (4, 5)
+    # 2 in forward; both again for the outer one; and the first a third time, for the inner one in that
+    assert found[0] == (2, 5, 2)
 
 
 # --- DistributedDataParallel --------------------------------------------------
@@ -156,13 +156,13 @@ class Branched(nn.Module):
         super().__init__()
         self.last = nn.Parameter(torch.full((3,), 0.5, dtype=F64))
         self.norm = nw.BatchNorm1d(3, sync=sync, dtype=F64)
-        self.branch = nn.ParameterList([torch.ones(2, 3, dtype=F64)])  # the last, so DDP's first bucket
+        self.branch = nn.ParameterList([torch.ones(2 + 6, dtype=F64)])  # the last, so DDP's first bucket
 
     def forward(self, x, uses_branch):
         return self.last * self.norm(self.branched(x) if uses_branch else x)
 
     def branched(self, x):
-        return x * self.branch[0][0] + self.branch[0][1]
+        return x * self.branch[0][2:5] + self.branch[0][5:]
 
 
 def branch_on_one_rank(rank, groups):

@@ -1,7 +1,7 @@
 """Work that several processes do together: each knows how the others fared, so that none waits for ever."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from typing import Any, Literal, TypeVar
 
@@ -60,13 +60,8 @@ class Ranks:
             error = caught
         words = None if error is None else f"{type(error).__name__}: {error}".removesuffix(": ")
         found: list[Any] = [None] * self.size
-        try:
-            with self._together():
-                dist.all_gather_object(found, (words, result), group=self._group)
-        except SyncError as late:
-            if error is not None:
-                raise error from late
-            raise
+        with self._together(error):
+            dist.all_gather_object(found, (words, result), group=self._group)
         if error is not None:
             raise error
         for rank, (failed, _) in enumerate(found):
@@ -107,7 +102,7 @@ class Ranks:
             failed if error is not None else int.from_bytes(sha256(repr(facts).encode()).digest()[:7]) or 1
         )
         mine = torch.tensor([number], dtype=torch.int64, device=self.place(near))
-        numbers = self.gather_rows(mine).flatten().tolist()
+        numbers = self._gather_rows(mine, error).flatten().tolist()
         if failed in numbers or len(set(numbers)) > 1:
             check_alike(self._call, self.gather(again))
 
@@ -117,10 +112,13 @@ class Ranks:
         Raises:
             SyncError: a process did not send its row.
         """
+        return self._gather_rows(row, None)
+
+    def _gather_rows(self, row: Tensor, error: BaseException | None) -> Tensor:
         if self.size == 1:
             return row[None].cpu()
         rows = row.new_empty(self.size, len(row))
-        with self._together():
+        with self._together(error):
             dist.all_gather(list(rows), row, group=self._group)
             return rows.cpu()
 
@@ -133,10 +131,18 @@ class Ranks:
             return torch.device("cpu")
         return near if near.type in kinds else torch.device(kinds[0])
 
-    def _together(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def _together(self, error: BaseException | None) -> Iterator[None]:
+        """Raise SyncError where the others do not come; where there is an error of this process's own, that."""
         expected = f"each of the {self.size} processes of the group to make this call"
         remedy = "A process has ended, is late, or does not make it; the group cannot be used any more."
-        return named(self._call, expected, remedy, f"on rank {self.rank}: ")
+        try:
+            with named(self._call, expected, remedy, f"on rank {self.rank}: "):
+                yield
+        except SyncError as late:
+            if error is not None:
+                raise error from late
+            raise
 
 
 def check_alike(call: str, everybody: list[Facts]) -> None:
