@@ -43,6 +43,7 @@ def measured():
     return synchronized.measure(2, [SMALL, "16"], 2, done.append), done
 
 
+@pytest.mark.slow
 def test_every_contender_is_timed_in_every_round(measured):
     found, done = measured
     assert done == [SMALL, "16"]
@@ -56,6 +57,7 @@ def test_every_contender_is_timed_in_every_round(measured):
     assert all(sample > 0 for timing in everybody for sample in timing.samples)
 
 
+@pytest.mark.slow
 def test_what_is_sent_is_what_the_paper_model_says(measured):
     found, _ = measured
     assert found.counted[SMALL] == {

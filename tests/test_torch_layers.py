@@ -185,3 +185,13 @@ print(len({{path for path in maps if "libgomp" in path}}))
 def test_torch_and_the_kernels_share_their_threads(first, second):
     # the last number: how many OpenMP libraries the process has loaded
     assert run_python(ONE_POOL.format(first=first, second=second)).split() == ["1", "3", "2", "1"]
+
+
+# --- what is loaded -------------------------------------------------
+
+
+def test_the_import_does_not_load_torchs_compiler():
+    """It takes a second, and its threads outlive process groups."""
+    assert (
+        run_python("import sys, normwright.torch; print('torch._dynamo' in sys.modules)").strip() == "False"
+    )

@@ -78,7 +78,10 @@ def one_again(processes, options, backend, eager_rank=None):
     return [count for count, _ in found]
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize(
+    "options",
+    ["relu and residual", *(pytest.param(each, marks=pytest.mark.slow) for each in list(OPTIONS)[1:])],
+)
 def test_compiled_processes_are_one_in_few_programs(options, processes):
     # one for the first size, one for any other, one for none at all
     assert all(1 <= count <= 3 for count in one_again(processes, options, "aot_eager"))

@@ -5,6 +5,7 @@ import sys
 import weakref
 from pathlib import Path
 
+import pytest
 import torch.distributed as dist
 from torch import nn
 
@@ -81,6 +82,7 @@ def test_nothing_of_a_world_is_left_when_it_ends_and_the_next_has_a_group_of_its
     processes.run(let_go, False, str(tmp_path))
 
 
+@pytest.mark.slow
 def test_nor_where_a_program_was_compiled(processes, tmp_path):
     processes.run(let_go, True, str(tmp_path), **SLOW_START)
 

@@ -72,7 +72,12 @@ def test_a_lone_value_is_normalized_by_the_running_statistics_whatever_way_each_
 
 
 @pytest.mark.parametrize(
-    "ways", [(COMPILED, KERNELS), (OPERATIONS, COMPILED), (COMPILED,) * 2], ids=" and ".join
+    "ways",
+    [
+        pytest.param((COMPILED, KERNELS), id="compiled and kernels"),
+        pytest.param((OPERATIONS, COMPILED), id="operations and compiled", marks=pytest.mark.slow),
+        pytest.param((COMPILED, COMPILED), id="compiled", marks=pytest.mark.slow),
+    ],
 )
 def test_and_where_a_rank_is_compiled(ways, processes):
     processes.run(beside_each_other, ways, **SLOW_START)

@@ -178,6 +178,7 @@ def test_a_subgroup_is_verified_for_itself(processes):
     assert (first.ok, first.ranks) == (True, 2)
 
 
+@pytest.mark.slow
 def test_compiled_layers_are_verified(processes):
     report = processes.run(compiled)[0]
     assert report.ok, str(report)

@@ -309,7 +309,8 @@ class SyncBatchNorm(_Layer, nn.modules.batchnorm._BatchNorm):
         bias and all further ones: as `BatchNorm1d`.
 
     Raises:
-        ShapeError, DtypeError, SyncError: as `BatchNorm1d`. In training also where nothing is initialized.
+        ShapeError, DtypeError, SyncError: as `BatchNorm1d`; ShapeError in training also where nothing is
+            initialized, where torch's normalizes alone.
 
     Numerics, Source: as `BatchNorm1d`.
 
@@ -334,10 +335,19 @@ class SyncBatchNorm(_Layer, nn.modules.batchnorm._BatchNorm):
         dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
+        if "sync" in options:
+            raise checks.DtypeError(checks.message(self._name, "process_group, as torch's has", "sync"))
         sync = "world" if process_group is None else process_group
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, sync=sync, **options
         )
+
+    @classmethod
+    def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
+        """`normwright.torch.convert` with `sync`, in torch's words: None is all processes. In place."""
+        from normwright.torch.convert import convert
+
+        return convert(module, sync="world" if process_group is None else process_group)
 
     def _check_input_dim(self, input: Tensor) -> None:
         check_input(self._name, input)

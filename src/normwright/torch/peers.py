@@ -1,7 +1,7 @@
 """What the processes that share a batch tell each other: moments in forward, sums in backward; each one message.
 
 All ranks send the same messages whatever way each takes to its numbers (kernels, operations, an empty batch), and
-compute the same bits from them.
+move their statistics by the same bits.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -125,7 +125,7 @@ def waited(label: str, size: int, what: str) -> AbstractContextManager[None]:
         return nullcontext()
     remedy = (
         "A rank has ended, or is late, or does not run this layer as often as the others, or the group was "
-        "destroyed; it cannot be used any more."
+        "destroyed. It cannot be used any more: end all ranks, and start again."
     )
     return named(label, f"each of the {size} ranks of its group {what}", remedy)
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Literal
 
-import torch
 import torch.distributed as dist
 
 from normwright.core.checks import DtypeError, ShapeError, message
@@ -103,15 +102,18 @@ def peers_of(sync: Sync, call: str, label: str, lone: str) -> Peers | None:
     return None if size == 1 else Peers(name, size, label, _tag(label), lone)
 
 
-# Names and sizes are constants to a compiler; and a group cannot be made in a graph.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _resolved(sync: Sync, call: str, label: str) -> tuple[str, int]:
     group = sync.group
     if group is None:
-        group = world(call, "Call torch.distributed.init_process_group first, or set sync=None.")
+        group = world(call, "Call torch.distributed.init_process_group first, or set layer.sync = None.")
     if group is dist.group.WORLD:
         group = _worlds_own(group, label)
     return group.group_name, group.size()
+
+
+# Names and sizes are constants to a compiler; and a group cannot be made in a graph. As
+# torch.compiler.assume_constant_result has it, which would load the whole compiler now.
+_resolved._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _tag(label: str) -> int:
