@@ -128,18 +128,6 @@ def test_a_lazy_layer_learns_its_size_and_then_talks(processes):
         agree("mean", mean, 0.1 * X.mean(0), 64 * UNIT[torch.float64])
 
 
-def test_its_conversion_is_ours_in_torchs_words():
-    group = dist.ProcessGroup(dist.HashStore(), 0, 1)
-    for given, told in ((None, "world"), (group, group)):
-        model = nn.Sequential(nn.BatchNorm1d(4), nw.BatchNorm1d(4, activation="relu"), nn.SyncBatchNorm(4))
-        layers = list(model)
-        assert nw.SyncBatchNorm.convert_sync_batchnorm(model, given) is model
-        assert [layer.sync for layer in model] == [told] * 3
-        assert [a is b for a, b in zip(model, layers, strict=True)] == [True] * 3
-        assert [type(layer) for layer in model] == [nw.BatchNorm1d, nw.BatchNorm1d, nw.SyncBatchNorm]
-        assert model[1].activation.kind == "relu"
-
-
 def test_it_takes_torchs_word_for_its_processes():
     with pytest.raises(
         nw.DtypeError, match=r"SyncBatchNorm: expected process_group, as torch's has, got sync\."

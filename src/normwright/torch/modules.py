@@ -342,13 +342,6 @@ class SyncBatchNorm(_Layer, nn.modules.batchnorm._BatchNorm):
             num_features, eps, momentum, affine, track_running_stats, device, dtype, sync=sync, **options
         )
 
-    @classmethod
-    def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
-        """`normwright.torch.convert` with `sync`, in torch's words: None is all processes. In place."""
-        from normwright.torch.convert import convert
-
-        return convert(module, sync="world" if process_group is None else process_group)
-
     def _check_input_dim(self, input: Tensor) -> None:
         check_input(self._name, input)
 
