@@ -91,7 +91,7 @@ template <class D>
 void backward_fixed(const D* x, Layout, const D* dy, Affine, Fixed, Gradients<D>, After<D>);
 
 // Rows of (count, mean (C), mean_tail (C), m2 (C)), `stride` doubles apart, as one batch: the statistics, by terms in the rows' order; its
-// count. Not vectorized: the bits are those of the same operations one by one (torch/peers.py).
+// count. Not vectorized: the bits are those of the same operations one by one (torch/distributed/peers.py).
 double merge_rows(const double* rows, int64_t n, int64_t stride, int64_t channels, double eps, Saved);
 // Moves running statistics by a batch of n values, of which `saved` are the statistics. False: guarded, and left out.
 bool move(const Running&, const Saved& saved, int64_t channels, double n);

@@ -23,7 +23,7 @@ from beside_torch import LAST, LAST_3D, NAMES, UNIT
 from normwright.core.activation import NAMES as ACTIVATIONS
 from normwright.core.moments import Moments
 from normwright.kernels import reference
-from normwright.torch.peers import Peers, Whole, merged
+from normwright.torch.distributed.peers import Peers, Whole, merged
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 # The axes behind the samples (C is -1), and what the layer and the memory are told of them.

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from normwright.cli import app
 from normwright.report import records
-from normwright.torch import launched, peers
+from normwright.torch.distributed import launched, peers
 
 ROOT = Path(__file__).parent.parent
 HAS_GLOO = dist.is_available() and dist.is_gloo_available()

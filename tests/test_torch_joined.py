@@ -7,9 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from normwright.torch import joined
-from normwright.torch.joined import AFTER, SAMPLES, SHAPES, TYPES, Case, Line, farthest, lines, plan
-from normwright.torch.sync_report import Distance
+from normwright.torch.distributed import joined
+from normwright.torch.distributed.joined import (
+    AFTER,
+    SAMPLES,
+    SHAPES,
+    TYPES,
+    Case,
+    Line,
+    farthest,
+    lines,
+    plan,
+)
+from normwright.torch.distributed.sync_report import Distance
 
 F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
 

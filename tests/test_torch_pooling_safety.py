@@ -12,7 +12,7 @@ from torch import nn
 import normwright.torch as nw
 from beside_torch import normal, state, untouched
 from normwright.core.checks import SyncError
-from normwright.torch.ranks import Ranks
+from normwright.torch.distributed.ranks import Ranks
 
 F64 = torch.float64
 

@@ -13,7 +13,7 @@ from torch import nn
 import normwright.torch as nw
 from beside_torch import agree, normal, same_bits
 from normwright.torch import measuring
-from normwright.torch.ranks import Ranks
+from normwright.torch.distributed.ranks import Ranks
 
 F64 = torch.float64
 TWO = [normal(7, 3, dtype=F64), normal(2, 3, dtype=F64, seed=1)]

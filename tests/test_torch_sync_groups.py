@@ -11,7 +11,7 @@ from torch import nn
 
 import normwright.torch as nw
 from beside_torch import same_bits
-from normwright.torch import sync
+from normwright.torch.distributed import sync
 from sync_cases import F64, KERNELS, OPERATIONS, Case, step
 from test_torch_sync_compile import SLOW_START, compiled
 

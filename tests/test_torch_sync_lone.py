@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.autograd import grad
 
 from beside_torch import same_bits
-from normwright.torch import peers, synced
+from normwright.torch.distributed import peers, synced
 from sync_cases import F64, KERNELS, OPERATIONS, WAYS, Case, beside_one, overheard, same, step, watched
 from test_torch_sync_compile import SLOW_START, compiled, compiled_step
 

@@ -10,8 +10,8 @@ import torch
 from close import same_bits, within
 from normwright.core.moments import Moments
 from normwright.kernels import NATIVE
-from normwright.torch.peers import merged
-from normwright.torch.shared import numbers_in, rstd_of
+from normwright.torch.distributed.peers import merged
+from normwright.torch.distributed.shared import numbers_in, rstd_of
 
 if NATIVE:
     from normwright import _native

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import normwright.torch as nw
 from beside_torch import normal
-from normwright.torch.peers import Peers
+from normwright.torch.distributed.peers import Peers
 from sync_cases import F64, overheard, same
 from torch_networks import whole
 

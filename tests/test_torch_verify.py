@@ -13,9 +13,9 @@ import torch.distributed as dist
 
 import normwright.torch as nw
 from normwright.report import records
-from normwright.torch import peers, verify
-from normwright.torch.joined import SAMPLES, Case, plan
-from normwright.torch.sync_report import Distance, SyncCase, SyncReport
+from normwright.torch.distributed import peers, verify
+from normwright.torch.distributed.joined import SAMPLES, Case, plan
+from normwright.torch.distributed.sync_report import Distance, SyncCase, SyncReport
 
 F64, F32 = torch.float64, torch.float32
 

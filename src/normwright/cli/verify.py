@@ -27,7 +27,7 @@ def verify_sync(
     0, or 1 where a case fails or a rank does not come, or 2 for what cannot be tried.
     """
     need("torch", {"torch": "torch"})
-    from normwright.torch import launched
+    from normwright.torch.distributed import launched
 
     if not launched.is_launched():
         command = f"torchrun --nproc-per-node 2 -m {_CALL}"

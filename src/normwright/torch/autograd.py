@@ -20,8 +20,8 @@ from normwright.torch.backward import (
     only,
     wide,
 )
+from normwright.torch.distributed.shared import numbers_in
 from normwright.torch.running import Running
-from normwright.torch.shared import numbers_in
 from normwright.torch.watched import being_watched, is_plain
 
 if NATIVE:

@@ -10,9 +10,9 @@ from normwright.core.activation import Activation
 from normwright.core.layout import Layout
 from normwright.kernels import NATIVE
 from normwright.torch import activations, composed
+from normwright.torch.distributed.shared import Shared, Together, first_gradients, numbers_in
 from normwright.torch.layouts import laid_out, lined_up, room_like
 from normwright.torch.running import HALF
-from normwright.torch.shared import Shared, Together, first_gradients, numbers_in
 
 if NATIVE:
     from normwright import _native

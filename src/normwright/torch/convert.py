@@ -10,10 +10,10 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from normwright.core.checks import DtypeError, ShapeError, message
 from normwright.torch import lazy, modules
+from normwright.torch.distributed.sync import Sync, SyncLike, parse
 from normwright.torch.modules import _Layer
 from normwright.torch.running import HALF
 from normwright.torch.scopes import ordinary_class
-from normwright.torch.sync import Sync, SyncLike, parse
 
 Model = TypeVar("Model", bound=nn.Module)
 _Class = type[nn.Module]

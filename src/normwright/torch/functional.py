@@ -9,12 +9,13 @@ from torch.utils._device import DeviceContext
 
 from normwright.core import checks
 from normwright.core.activation import Activation
-from normwright.torch import activations, arguments, composed, delegated, kernels, synced
-from normwright.torch import sync as sync_module
+from normwright.torch import activations, arguments, composed, delegated, kernels
 from normwright.torch.activations import ActivationLike
-from normwright.torch.peers import Peers
+from normwright.torch.distributed import sync as sync_module
+from normwright.torch.distributed import synced
+from normwright.torch.distributed.peers import Peers
+from normwright.torch.distributed.sync import SyncLike
 from normwright.torch.running import RecordedVar, Running
-from normwright.torch.sync import SyncLike
 from normwright.torch.watched import PLAIN, being_traced
 
 

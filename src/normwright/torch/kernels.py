@@ -12,12 +12,13 @@ from torch import Tensor
 
 from normwright.core.activation import Activation
 from normwright.kernels import NATIVE
-from normwright.torch import activations, autograd, synced
+from normwright.torch import activations, autograd
 from normwright.torch.backward import in_float32
+from normwright.torch.distributed import synced
+from normwright.torch.distributed.peers import Peers
+from normwright.torch.distributed.shared import share
 from normwright.torch.layouts import laid_out, lined_up, may_be_written
-from normwright.torch.peers import Peers
 from normwright.torch.running import Running
-from normwright.torch.shared import share
 from normwright.torch.watched import PLAIN, being_watched, is_plain
 
 if NATIVE:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from normwright.core import checks
 from normwright.torch.activations import ActivationLike
+from normwright.torch.distributed.sync import SyncLike
 from normwright.torch.modules import (
     BatchNorm1d,
     BatchNorm2d,
@@ -15,7 +16,6 @@ from normwright.torch.modules import (
 )
 from normwright.torch.options import OnDegenerate
 from normwright.torch.running import OnNonfinite, RecordedVar
-from normwright.torch.sync import SyncLike
 
 
 class _LazyLayer(_Layer):

@@ -11,13 +11,13 @@ from torch.nn.parameter import is_lazy
 from normwright.core import checks
 from normwright.torch.activations import ActivationLike
 from normwright.torch.arguments import check_input
+from normwright.torch.distributed.sync import SyncLike
 from normwright.torch.functional import normalize
 from normwright.torch.options import OnDegenerate, _Options
 from normwright.torch.recompute import is_recompute
 from normwright.torch.replaced import check_replaced
 from normwright.torch.running import HALF, OnNonfinite, RecordedVar, Running
 from normwright.torch.scopes import is_quiet
-from normwright.torch.sync import SyncLike
 
 
 class _Layer(_Options):

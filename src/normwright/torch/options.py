@@ -10,9 +10,9 @@ from normwright.core.activation import Activation
 from normwright.torch import activations
 from normwright.torch.activations import ActivationLike
 from normwright.torch.arguments import check_choice, check_flag
-from normwright.torch.peers import Peers
+from normwright.torch.distributed.peers import Peers
+from normwright.torch.distributed.sync import Sync, SyncLike, parse, peers_of
 from normwright.torch.running import Guard, OnNonfinite, RecordedVar
-from normwright.torch.sync import Sync, SyncLike, parse, peers_of
 from normwright.torch.watched import being_traced
 
 OnDegenerate = Literal["raise", "running"]

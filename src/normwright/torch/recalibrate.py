@@ -8,11 +8,11 @@ from typing import Any, get_args
 from torch import nn
 
 from normwright.core import checks
+from normwright.torch.distributed.ranks import Group, Ranks
 from normwright.torch.drift import Drift
 from normwright.torch.feeding import Forward, check_batches, number_of
 from normwright.torch.measuring import CALL, Measuring, Method, Order
 from normwright.torch.progress import Tell, Told
-from normwright.torch.ranks import Group, Ranks
 
 
 def recalibrate(

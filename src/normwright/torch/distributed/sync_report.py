@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from normwright.torch.joined import Case, Farthest
+from normwright.torch.distributed.joined import Case, Farthest
 
 if TYPE_CHECKING:
     from normwright.report.document import Table
@@ -61,7 +61,7 @@ class SyncCase:
 
     Example:
         >>> import torch
-        >>> from normwright.torch.joined import Case
+        >>> from normwright.torch.distributed.joined import Case
         >>> case = Case("NCHW", "uneven", torch.float32, "relu")
         >>> SyncCase(case, (Distance("y", 1, 2e-7, 1e-6), Distance("dbias", None, 0.5, 1e-6)), ()).failures
         ('dbias of all ranks together is off by 0.5, 5e+05 times what is allowed',)

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from normwright.core.checks import DtypeError, ShapeError, SyncError, message
-from normwright.torch.missing import named
-from normwright.torch.sync import check_member, world
+from normwright.torch.distributed.missing import named
+from normwright.torch.distributed.sync import check_member, world
 
 T = TypeVar("T")
 Facts = dict[str, Any]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from normwright.core.checks import SyncError, TransformError, message
-from normwright.torch.missing import named
+from normwright.torch.distributed.missing import named
 from normwright.torch.watched import being_traced
 
 

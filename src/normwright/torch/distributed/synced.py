@@ -14,9 +14,8 @@ from normwright.core import checks
 from normwright.core.activation import Activation
 from normwright.torch import composed, delegated
 from normwright.torch.backward import wide
-from normwright.torch.peers import Peers, is_told, merged
-from normwright.torch.running import Running
-from normwright.torch.shared import (
+from normwright.torch.distributed.peers import Peers, is_told, merged
+from normwright.torch.distributed.shared import (
     Together,
     first_gradients,
     merge_told,
@@ -25,6 +24,7 @@ from normwright.torch.shared import (
     rstd_of,
     settle,
 )
+from normwright.torch.running import Running
 from normwright.torch.watched import being_traced, being_transformed
 
 

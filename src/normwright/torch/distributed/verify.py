@@ -16,7 +16,7 @@ from normwright.core.checks import DtypeError, ShapeError, message
 from normwright.core.moments import FloatArray
 from normwright.kernels import NATIVE
 from normwright.torch.arguments import check_flag
-from normwright.torch.joined import (
+from normwright.torch.distributed.joined import (
     EPS,
     MOMENTUM,
     Case,
@@ -30,10 +30,10 @@ from normwright.torch.joined import (
     plan,
     widened,
 )
+from normwright.torch.distributed.ranks import Facts, Group, Ranks
+from normwright.torch.distributed.sync_report import Distance, SyncCase, SyncReport
 from normwright.torch.modules import BatchNorm1d, BatchNorm2d
 from normwright.torch.progress import Tell, Told
-from normwright.torch.ranks import Facts, Group, Ranks
-from normwright.torch.sync_report import Distance, SyncCase, SyncReport
 
 _CALL = "normwright.torch.verify_sync"
 

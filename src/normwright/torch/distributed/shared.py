@@ -8,7 +8,7 @@ from torch import Tensor
 from normwright.core import checks
 from normwright.kernels import NATIVE
 from normwright.torch import composed, delegated
-from normwright.torch.peers import Peers, Whole, merged, total
+from normwright.torch.distributed.peers import Peers, Whole, merged, total
 from normwright.torch.running import Running
 from normwright.torch.watched import being_watched
 

@@ -15,9 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from normwright.core import checks
 from normwright.core.moments import FloatArray, Moments
 from normwright.core.population import Statistics
+from normwright.torch.distributed.ranks import Facts, Group, Ranks
 from normwright.torch.drift import Change, left_as_they_were
 from normwright.torch.measured import Layer, find
-from normwright.torch.ranks import Facts, Group, Ranks
 from normwright.torch.wrapped import inside
 from normwright.torch.writing import Writes, write_all
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch.distributed as dist
 
 from normwright.core.checks import DtypeError, ShapeError, message
-from normwright.torch.peers import Peers, waited
+from normwright.torch.distributed.peers import Peers, waited
 from normwright.torch.watched import being_traced
 
 SyncLike = Literal["world"] | Any  # None, or a ProcessGroup, whose class a torch without distribution lacks

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from normwright.core.checks import ShapeError, message
-from normwright.torch.missing import named
+from normwright.torch.distributed.missing import named
 
 Backend = Literal["gloo", "nccl"]
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
