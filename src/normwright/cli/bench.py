@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from normwright.cli.leaving import need, stop
+from normwright.cli.leaving import need, stop, tables
 from normwright.cli.options import Figure
 
 app = typer.Typer(help="Measure beside torch, torch.compile, JAX and the memory floor, values checked first.")
@@ -93,14 +93,8 @@ def behaviour(
     need("torch", {"torch": "torch"})
     from normwright.bench import behaviour as side_by_side
 
-    try:
+    with tables("behaviour", into):
         side_by_side.run(into=into)
-    except OSError as error:
-        stop(f"normwright behaviour: {error.filename}: {error.strerror}", code=1)
-    except ValueError as error:
-        stop(f"normwright behaviour: into {into}: {error}", code=1)
-    except KeyboardInterrupt:
-        stop("normwright behaviour: stopped; nothing was written.", code=130)
 
 
 def populations(
@@ -110,14 +104,8 @@ def populations(
     need("peers", {"torch": "torch", "fvcore": "fvcore"})
     from normwright.bench import populations as side_by_side
 
-    try:
+    with tables("populations", into):
         side_by_side.run(into=into)
-    except OSError as error:
-        stop(f"normwright populations: {error.filename}: {error.strerror}", code=1)
-    except ValueError as error:
-        stop(f"normwright populations: into {into}: {error}", code=1)
-    except KeyboardInterrupt:
-        stop("normwright populations: stopped; nothing was written.", code=130)
 
 
 def latency(
@@ -128,13 +116,5 @@ def latency(
     from normwright.bench import latency as small
     from normwright.bench.timer import WrongValues
 
-    try:
+    with tables("latency", into, (WrongValues,)):
         small.run(into=into)
-    except WrongValues as refusal:
-        stop(f"normwright latency: {refusal}", code=1)
-    except OSError as error:
-        stop(f"normwright latency: {error.filename}: {error.strerror}", code=1)
-    except ValueError as error:
-        stop(f"normwright latency: into {into}: {error}", code=1)
-    except KeyboardInterrupt:
-        stop("normwright latency: stopped; nothing was written.", code=130)

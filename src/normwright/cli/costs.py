@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from normwright.cli.leaving import need, stop
+from normwright.cli.leaving import need, stop, tables
 
 
 def synchronized(
@@ -17,18 +17,11 @@ def synchronized(
     from normwright.bench.processes import CannotMeasure
     from normwright.bench.timer import WrongValues
 
-    try:
-        processes.run(into=into)
-    except CannotMeasure as reason:
-        stop(f"normwright synchronized: {reason}", code=2)
-    except WrongValues as refusal:
-        stop(f"normwright synchronized: {refusal}", code=1)
-    except OSError as error:
-        stop(f"normwright synchronized: {error.filename}: {error.strerror}", code=1)
-    except ValueError as error:
-        stop(f"normwright synchronized: into {into}: {error}", code=1)
-    except KeyboardInterrupt:
-        stop("normwright synchronized: stopped; nothing was written.", code=130)
+    with tables("synchronized", into, (WrongValues,)):
+        try:
+            processes.run(into=into)
+        except CannotMeasure as reason:
+            stop(f"normwright synchronized: {reason}", code=2)
 
 
 def scaling(
@@ -40,9 +33,5 @@ def scaling(
         need("report", {"matplotlib": "matplotlib"})
     from normwright.bench import scaling_table
 
-    try:
+    with tables("scaling", into):
         scaling_table.run(into=into, figure=figure)
-    except OSError as error:
-        stop(f"normwright scaling: {error.filename}: {error.strerror}", code=1)
-    except ValueError as error:
-        stop(f"normwright scaling: into {into}: {error}", code=1)

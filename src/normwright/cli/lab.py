@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from normwright.cli.leaving import need, stop
+from normwright.cli.leaving import need, stop, tables
 from normwright.cli.options import Lang
 
 OUT = Path("normwright-report")
@@ -69,16 +69,8 @@ def averages(
     need("lab", LAB_NEEDS)
     from normwright.lab import averaged
 
-    try:
+    with tables("averages", into):
         averaged.run(into=into)
-    except OSError as error:
-        stop(f"normwright averages: {error.filename}: {error.strerror}", code=1)
-    except ValueError as error:
-        if into is None:
-            raise  # not the reader's doing: no file of theirs was read
-        stop(f"normwright averages: into {into}: {error}", code=1)
-    except KeyboardInterrupt:
-        stop("normwright averages: stopped; nothing was written.", code=130)
 
 
 def _run_lab(command: str, order: Any, *, out: Path, **options: Any) -> None:

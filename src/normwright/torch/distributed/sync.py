@@ -96,7 +96,7 @@ def peers_of(sync: Sync, call: str, label: str, lone: str) -> Peers | None:
             it is a path in a model.
         lone: what a single value per channel in all processes together does, as `on_degenerate`.
     """
-    if being_traced() and dist.is_initialized():
+    if being_traced() and dist.is_available() and dist.is_initialized():
         dist.group.WORLD  # noqa: B018  # a compiler that saw it compiles again in another world
     name, size = _resolved(sync, call, label)
     return None if size == 1 else Peers(name, size, label, _tag(label), lone)

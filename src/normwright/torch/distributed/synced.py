@@ -1,6 +1,6 @@
 """Batch norm of a shared batch as tensor operations: what is compiled, what is not on a CPU, and what is empty.
 
-Nothing here asks a device: it can be compiled whole, and captured.
+Nothing here waits for a device: it can be compiled whole, and captured.
 """
 
 import math
