@@ -245,12 +245,17 @@ class Member:
             return
         self._part()
         store = dist.FileStore(task.store, task.size)
-        store.set(f"here {self._rank}", "")
-        store.wait([f"here {rank}" for rank in range(task.size)], LATE)
+        self._all_say("here", store, task.size)
         timeout = datetime.timedelta(seconds=task.timeout)
         options: dict[str, Any] = {"store": store, "rank": self._rank, "world_size": task.size}
         dist.init_process_group("gloo", timeout=timeout, **options)
+        # Whoever is connected first may end at once, which must not meet another that is still connecting.
+        self._all_say("connected", store, task.size)
         self._store, self._group = task.store, dist.group.WORLD
+
+    def _all_say(self, word: str, store: dist.Store, size: int) -> None:
+        store.set(f"{word} {self._rank}", "")
+        store.wait([f"{word} {rank}" for rank in range(size)], LATE)
 
     def _part(self) -> None:
         self._store, self._group = "", None
