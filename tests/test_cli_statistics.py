@@ -17,7 +17,7 @@ import close
 import normwright.torch as nw
 from normwright.cli import app
 from normwright.report import records
-from normwright.torch import checkpoint
+from normwright.torch.statistics import checkpoint
 
 cli = CliRunner()
 SOURCE = """

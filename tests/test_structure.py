@@ -128,7 +128,7 @@ def test_an_import_the_right_way_is_no_violation(tmp_path):
     for file, line in {
         "core/layout.py": "from . import checks\nfrom normwright.core.checks import message",
         "torch/layer.py": "import torch\nfrom normwright import kernels, _native",
-        "torch/inspect.py": "from normwright.doctor import checks",
+        "torch/statistics/inspect.py": "from normwright.doctor import checks",
         "doctor/checks.py": "from normwright.core import checks\nfrom normwright.report import records",
         "lab/race.py": "import sklearn.datasets, torch\nimport normwright.torch as nw\nfrom ..report import page",
     }.items():

@@ -26,7 +26,7 @@ def seen(monkeypatch):
         found.update(about, layers=list(layers))
         return Findings((), 0)
 
-    monkeypatch.setattr(sys.modules["normwright.torch.inspect"], "examine", examine)
+    monkeypatch.setattr(sys.modules["normwright.torch.statistics.inspect"], "examine", examine)
     return found
 
 

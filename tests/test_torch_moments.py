@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import close
 from beside_torch import LAYOUTS, layouts, normal
-from normwright.torch import moments as file
+from normwright.torch.statistics import moments as file
 
 moments, composed = file.moments, file.composed
 

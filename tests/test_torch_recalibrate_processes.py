@@ -12,8 +12,8 @@ from torch import nn
 
 import normwright.torch as nw
 from beside_torch import agree, normal, same_bits
-from normwright.torch import measuring
 from normwright.torch.distributed.ranks import Ranks
+from normwright.torch.statistics import measuring
 
 F64 = torch.float64
 TWO = [normal(7, 3, dtype=F64), normal(2, 3, dtype=F64, seed=1)]

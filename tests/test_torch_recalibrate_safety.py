@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import normwright.torch as nw
 from beside_torch import agree, normal, state, untouched
-from normwright.torch import measuring, writing
+from normwright.torch.statistics import measuring, writing
 
 BATCHES = [normal(6, 3, seed=k) for k in range(3)]
 

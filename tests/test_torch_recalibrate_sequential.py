@@ -8,7 +8,7 @@ from torch import nn
 
 import normwright.torch as nw
 from beside_torch import agree, state, untouched
-from normwright.torch.dependencies import levels
+from normwright.torch.statistics.dependencies import levels
 from wired import BOUND, DATA, F64, Net
 
 

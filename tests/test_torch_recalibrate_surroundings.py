@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import normwright.torch as nw
 from beside_torch import normal, same_bits, state, untouched
-from normwright.torch import feeding
+from normwright.torch.statistics import feeding
 
 BATCHES = [normal(6, 3, seed=k) for k in range(3)]
 NAN = torch.full((6, 3), float("nan"))

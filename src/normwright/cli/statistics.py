@@ -49,7 +49,7 @@ def inspect(
 
     import normwright.torch as nw
     from normwright.report import terminal
-    from normwright.torch import checkpoint
+    from normwright.torch.statistics import checkpoint
 
     try:
         checkpoint.check_apart(weights, json)
@@ -94,7 +94,7 @@ def recalibrate(
     if figure is not None:
         need("report", {"matplotlib": "matplotlib"})
     import normwright.torch as nw
-    from normwright.torch import checkpoint
+    from normwright.torch.statistics import checkpoint
 
     call, left = "normwright recalibrate", "nothing was written"
     try:

@@ -65,7 +65,7 @@ class Batches:
     """
 
     def __init__(self, name: str, found: Any, again: bool) -> None:
-        from normwright.torch import feeding
+        from normwright.torch.statistics import feeding
 
         feeding.check_batches(name, found, again)
         self._name, self._found, self._number = name, found, 0
@@ -80,7 +80,7 @@ class Batches:
 
     def __call__(self, model: Any, batch: Any) -> None:
         """In the place of `forward`, by the same rules as without one."""
-        from normwright.torch import feeding
+        from normwright.torch.statistics import feeding
 
         inputs, keywords = feeding.Feed(self._name, model, None, _REMEDY).arguments(batch)
         try:

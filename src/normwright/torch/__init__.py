@@ -16,21 +16,21 @@ except ImportError as error:
 
 from normwright.core.checks import DtypeError, NonfiniteError, ShapeError, SyncError, TransformError
 from normwright.torch.convert import convert, revert
-from normwright.torch.copying import copy_statistics
 from normwright.torch.decay import param_groups
 from normwright.torch.distributed.pooling import LayerPooling, Pooling, pool_running_stats
 from normwright.torch.distributed.sync_report import SyncReport
 from normwright.torch.distributed.verify import verify_sync
-from normwright.torch.drift import Drift, LayerDrift
 from normwright.torch.freeze import freeze, unfreeze
 from normwright.torch.functional import BatchNormStats, batch_norm, batch_norm_stats
-from normwright.torch.inspect import inspect
 from normwright.torch.lazy import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 from normwright.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm, skipped
-from normwright.torch.recalibrate import recalibrate
 from normwright.torch.running import SkippedUpdateWarning
 from normwright.torch.scopes import no_stat_update
-from normwright.torch.statistics import export_statistics, load_statistics
+from normwright.torch.statistics.copying import copy_statistics
+from normwright.torch.statistics.drift import Drift, LayerDrift
+from normwright.torch.statistics.exchange import export_statistics, load_statistics
+from normwright.torch.statistics.inspect import inspect
+from normwright.torch.statistics.recalibrate import recalibrate
 
 __all__ = [
     "BatchNorm1d",

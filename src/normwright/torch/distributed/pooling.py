@@ -16,10 +16,10 @@ from normwright.core import checks
 from normwright.core.moments import FloatArray, Moments
 from normwright.core.population import Statistics
 from normwright.torch.distributed.ranks import Facts, Group, Ranks
-from normwright.torch.drift import Change, left_as_they_were
-from normwright.torch.measured import Layer, find
-from normwright.torch.wrapped import inside
-from normwright.torch.writing import Writes, write_all
+from normwright.torch.statistics.drift import Change, left_as_they_were
+from normwright.torch.statistics.measured import Layer, find
+from normwright.torch.statistics.wrapped import inside
+from normwright.torch.statistics.writing import Writes, write_all
 
 if TYPE_CHECKING:
     from normwright.report.document import Table

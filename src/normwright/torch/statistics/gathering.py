@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from normwright.core import checks
 from normwright.core.moments import Moments
 from normwright.core.population import Population
-from normwright.torch.dependencies import Followed
-from normwright.torch.measured import COUNTER, STATISTICS, Layer, room_of
-from normwright.torch.moments import moments
+from normwright.torch.statistics.dependencies import Followed
+from normwright.torch.statistics.measured import COUNTER, STATISTICS, Layer, room_of
+from normwright.torch.statistics.moments import moments
+from normwright.torch.statistics.writing import KeptBuffers, rounded
 from normwright.torch.watched import being_transformed
-from normwright.torch.writing import KeptBuffers, rounded
 
 
 @dataclass(eq=False)

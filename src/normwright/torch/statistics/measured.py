@@ -13,8 +13,8 @@ from torch.nn.parameter import is_lazy
 from normwright.core import checks
 from normwright.core.population import Statistics
 from normwright.torch.modules import _Layer
-from normwright.torch.tracked import convention_of_layer, tracked
-from normwright.torch.writing import rounded
+from normwright.torch.statistics.tracked import convention_of_layer, tracked
+from normwright.torch.statistics.writing import rounded
 
 STATISTICS = ("running_mean", "running_var")
 COUNTER = "num_batches_tracked"

@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normwright.core.checks import DtypeError, NonfiniteError, ShapeError, message
-from normwright.torch.tracked import convention_of_layer, named
-from normwright.torch.wrapped import inside
-from normwright.torch.writing import write_all
+from normwright.torch.statistics.tracked import convention_of_layer, named
+from normwright.torch.statistics.wrapped import inside
+from normwright.torch.statistics.writing import write_all
 
 Model = TypeVar("Model", bound=nn.Module)
 _CALL = "normwright.torch.copy_statistics"

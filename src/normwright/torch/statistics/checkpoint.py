@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from normwright.core.checks import DtypeError, NonfiniteError, ShapeError, message
 from normwright.doctor.layer import COUNTER, MEAN, VAR, prefixes
-from normwright.torch.drift import Drift
-from normwright.torch.inspect import parts_with_layers
-from normwright.torch.writing import rounded
+from normwright.torch.statistics.drift import Drift
+from normwright.torch.statistics.inspect import parts_with_layers
+from normwright.torch.statistics.writing import rounded
 
 SAFETENSORS = ".safetensors"
 _FIRST = 3  # keys told of a long list

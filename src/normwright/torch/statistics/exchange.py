@@ -12,9 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from normwright.core import conventions
 from normwright.core.checks import DtypeError, ShapeError, message
 from normwright.core.conventions import Convention, convention_of
-from normwright.torch import foreign
-from normwright.torch.foreign import Float64, PerLayer
-from normwright.torch.tracked import convention_of_layer, named
+from normwright.torch.statistics import foreign
+from normwright.torch.statistics.foreign import Float64, PerLayer
+from normwright.torch.statistics.tracked import convention_of_layer, named
 
 Model = TypeVar("Model", bound=nn.Module)
 
