@@ -11,10 +11,11 @@ VENV   := .venv
 RUN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PIP    := $(RUN)/python -m pip install --quiet --constraint constraints.txt
-# Python files are used from src/ as they are: only these ask for an installation.
-INSTALLED_FROM := pyproject.toml CMakeLists.txt constraints.txt $(wildcard native/*)
+# Python files are used from src/ as they are. The installation knows their names: it is done again where one has moved.
+FILES  := $(VENV)/.files
+INSTALLED_FROM := $(FILES) pyproject.toml CMakeLists.txt constraints.txt $(wildcard native/*)
 
-.PHONY: demo test check bench phases lab docs clean
+.PHONY: demo test check bench phases lab docs clean always
 demo: $(READY)
 	$(RUN)/normwright demo
 
@@ -64,6 +65,11 @@ $(READY): $(INSTALLED_FROM)
 	@$(PIP) cmake nanobind ninja scikit-build-core setuptools wheel
 	@$(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $@
+
+$(FILES): always
+	@mkdir -p $(VENV)
+	@find src -name '*.py' | LC_ALL=C sort > $@.now
+	@cmp -s $@.now $@ && rm $@.now || mv $@.now $@
 
 clean:
 	rm -rf build $(VENV)
