@@ -352,7 +352,7 @@ def shared(draw, size):
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_any_shares_give_what_one_process_finds_in_all_batches(size, data, processes):
     shares, order = data.draw(shared(size)), data.draw(st.sampled_from(["joint", "sequential"]))
