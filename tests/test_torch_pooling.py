@@ -304,7 +304,8 @@ def test_the_table_shows_every_layer_and_who_was_farthest(pooling):
     lines = [line.split() for line in str(pooling).splitlines()]
     assert " ".join(lines[0]) == "Running statistics of 2 layers, pooled over 3 ranks"
     assert ["a.bn", "batches", "0", "to", "0.5", "1", "2", "1", "0.5", "2", "8"] in lines
-    assert ["the", "model", "equally", "0.333", *"------"] in lines
+    row = next(line for line in lines if line[:2] == ["the", "model"])  # "itself" may be on the next
+    assert [word for word in row[2:] if word != "itself"] == ["equally", "0.333", *"------"]
     words = " ".join(word for line in lines for word in line)
     assert "a.bn: 1 with an old variance of 0 or near it; the model itself: 3 with an old variance" in words
     assert "Left as they were, frozen: b.bn." in words

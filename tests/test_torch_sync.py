@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sync_cases import BF16, F16, F32, F64, KERNELS, LAYOUTS, OPERATIONS, WAYS, Case, check, step, steps
@@ -50,7 +50,7 @@ def hold(processes, cases):
 
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_processes_are_one_whatever_the_batch(size, processes):
-    @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=6)
     @given(st.lists(batches(size), min_size=8, max_size=8))
     def law(cases):
         hold(processes, cases)

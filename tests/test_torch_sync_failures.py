@@ -15,7 +15,7 @@ from sync_cases import KERNELS, OPERATIONS, watched
 
 TIMEOUT = 2.0  # seconds of the groups here
 ENOUGH = 3 * TIMEOUT  # making a group may take its timeout once more
-LATE = r"A rank has ended, or is late, or does not run this layer as often as the others"
+LATE = r"A rank has ended, or is late, or does not train this layer as often as the others"
 FORWARD = "each of the 2 ranks of its group to send its batch's moments in forward"
 BACKWARD = "each of the 2 ranks of its group to send its gradients' sums in backward"
 FIRST = "each of the 2 ranks of its group to come to its first forward pass in training"

@@ -9,7 +9,8 @@ import torch.distributed as dist
 from torch import nn
 
 import normwright.torch as nw
-from beside_torch import normal
+from beside_torch import normal, state, untouched
+from sync_cases import same
 
 F64 = torch.float64
 PARTS = normal(2, 4, 3, dtype=F64)
@@ -51,6 +52,60 @@ def test_a_compiled_layer_asks_again_in_another_world(tmp_path, processes):
         assert words.startswith(
             "normwright.torch.BatchNorm1d: expected an initialized process group, got none."
         )
+
+
+def asked_anew(rank, folder):
+    """One layer in a world of one, of two, of another one, and in none."""
+    dist.destroy_process_group()
+    layer = nw.BatchNorm1d(3, sync="world", dtype=F64)
+    alone = nn.functional.batch_norm(PARTS[rank], None, None, training=True)
+    joined = nn.functional.batch_norm(PARTS.flatten(0, 1), None, None, training=True).view(2, 4, 3)[rank]
+    for k, (size, want) in enumerate(((1, alone), (2, joined), (1, alone), (1, alone))):
+        begin(f"{folder}/{k}" + (f" {rank}" if size == 1 else ""), rank if size > 1 else 0, size)
+        for _ in range(2):
+            same("y", layer(PARTS[rank]), want)
+        dist.destroy_process_group()
+        before = state(layer)
+        with pytest.raises(nw.ShapeError, match="expected an initialized process group, got none"):
+            layer(PARTS[rank])
+        untouched(layer, before)
+
+
+def test_a_layer_asks_again_in_another_world(tmp_path, processes):
+    processes.run(asked_anew, str(tmp_path))
+
+
+def stale(rank, folder):
+    """Groups of a world that has ended, where others have their names."""
+    old = [dist.group.WORLD, dist.new_group([0, 1]), [dist.new_group([k]) for k in range(2)][rank]]
+    layers = [nw.BatchNorm1d(3, sync=group, dtype=F64) for group in old]
+    for layer in layers:
+        layer(PARTS[rank])
+    dist.destroy_process_group()
+    begin(f"{folder}/again", rank, 2)
+    new = [dist.group.WORLD, dist.new_group([0, 1]), [dist.new_group([k]) for k in range(2)][rank]]
+    assert [group.group_name for group in new] == [group.group_name for group in old]
+    for layer, group in zip(layers, old, strict=True):
+        before, words = state(layer), "to be a group that is there, got one that was destroyed"
+        with pytest.raises(nw.ShapeError, match=rf"BatchNorm1d\(3\): expected sync {words}"):
+            layer(PARTS[rank])
+        with pytest.raises(nw.ShapeError, match=f"batch_norm: expected sync {words}"):
+            nw.batch_norm(PARTS[rank], training=True, sync=group)
+        for call in (
+            lambda group=group, layer=layer: nw.pool_running_stats(layer, group=group),
+            lambda group=group, layer=layer: nw.recalibrate(layer, [PARTS[rank]], group=group),
+            lambda group=group: nw.verify_sync(group),
+        ):
+            with pytest.raises(nw.ShapeError, match=f"expected group {words}"):
+                call()
+        untouched(layer, before)
+    layers[1].sync = new[1]
+    joined = nn.functional.batch_norm(PARTS.flatten(0, 1), None, None, training=True).view(2, 4, 3)[rank]
+    same("y", layers[1](PARTS[rank]), joined)
+
+
+def test_a_group_that_was_destroyed_is_not_taken_for_the_one_that_has_its_name_now(tmp_path, processes):
+    processes.run(stale, str(tmp_path))
 
 
 def other_heads(rank):

@@ -4,6 +4,7 @@ from operator import index
 from typing import Any, ClassVar, Literal, SupportsIndex, get_args
 
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from normwright.core import checks
 from normwright.core.activation import Activation
@@ -141,12 +142,12 @@ class _Options(nn.modules.batchnorm._BatchNorm):
 
     def _peers(self) -> Peers | None:
         """Who shares the batch of this forward pass in training; None where that is this process alone."""
-        traced = being_traced()
-        if self._sync is None or (not traced and self._sync.is_alone()):
+        sync = self._sync
+        if sync is None or (not is_compiling() and sync.is_alone()):
             return None
         # a program that knew the path would be compiled again for each layer
-        label = self._name if traced else self._label
-        return peers_of(self._sync, self._name, label, self._on_degenerate)
+        label = self._name if being_traced() else self._label
+        return peers_of(sync, self._name, label, self._on_degenerate)
 
     @property
     def _label(self) -> str:

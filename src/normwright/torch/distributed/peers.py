@@ -124,7 +124,7 @@ def waited(label: str, size: int, what: str) -> AbstractContextManager[None]:
     if being_traced():
         return nullcontext()
     remedy = (
-        "A rank has ended, or is late, or does not run this layer as often as the others, or the group was "
+        "A rank has ended, or is late, or does not train this layer as often as the others, or the group was "
         "destroyed. It cannot be used any more: end all ranks, and start again."
     )
     return named(label, f"each of the {size} ranks of its group {what}", remedy)

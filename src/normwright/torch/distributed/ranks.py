@@ -11,7 +11,7 @@ from torch import Tensor
 
 from normwright.core.checks import DtypeError, ShapeError, SyncError, message
 from normwright.torch.distributed.missing import named
-from normwright.torch.distributed.sync import check_member, world
+from normwright.torch.distributed.sync import check_member, check_there, world
 
 T = TypeVar("T")
 Facts = dict[str, Any]
@@ -27,7 +27,7 @@ class Ranks:
 
     Raises:
         DtypeError: `group` is none of these.
-        ShapeError: nothing is initialized, or this process is not in the group.
+        ShapeError: nothing is initialized, the group was destroyed, or this process is not in it.
     """
 
     def __init__(self, call: str, group: Group) -> None:
@@ -41,6 +41,7 @@ class Ranks:
         if not isinstance(within, dist.ProcessGroup):
             expected = "group to be None, 'world' or a torch.distributed.ProcessGroup"
             raise DtypeError(message(call, expected, repr(group)))
+        check_there(call, "group", within)
         self._group, self.rank, self.size = within, dist.get_rank(within), dist.get_world_size(within)
 
     def gather(self, work: Callable[[], T]) -> list[T]:

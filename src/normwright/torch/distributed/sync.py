@@ -28,11 +28,22 @@ class Sync:
 
     def __init__(self, group: Any = None) -> None:
         self.group = group
+        self._alone = group is not None and group.size() == 1
 
     def is_alone(self) -> bool:
-        """Whether it is known to be this process alone; False also where nothing is initialized."""
-        group = dist.group.WORLD if self.group is None and dist.is_available() else self.group
-        return group is not None and group.size() == 1
+        """Whether it is known to be this process alone; False also where no group is there."""
+        global _lone
+        if self.group is not None:
+            return self._alone and is_there(self.group)
+        everyone = dist.group.WORLD if _AVAILABLE else None
+        if everyone is None:
+            return False
+        if everyone is _lone():  # each layer asks in each pass, and a group takes long to say its size
+            return True
+        if everyone.size() == 1:
+            _lone = weakref.ref(everyone)
+            return True
+        return False
 
     @property
     def told(self) -> SyncLike:
@@ -50,6 +61,7 @@ class Sync:
         raise pickle.PicklingError(message("normwright.torch", expected, "a ProcessGroup", remedy=remedy))
 
 
+_AVAILABLE = dist.is_available()
 _WORLD = Sync()
 
 
@@ -79,6 +91,21 @@ def check_member(call: str, argument: str, group: object) -> None:
         raise ShapeError(message(call, expected, "a group without it", remedy=remedy))
 
 
+def is_there(group: Any) -> bool:
+    """Whether a group was not destroyed."""
+    return group in dist.distributed_c10d._world.pg_map  # torch's public way to ask copies all ranks
+
+
+def check_there(call: str, argument: str, group: Any) -> None:
+    """Raise ShapeError where `group` was destroyed: in another world its name may be that of another group."""
+    if not is_there(group):
+        expected, remedy = (
+            f"{argument} to be a group that is there",
+            "Make another by new_group, and give that.",
+        )
+        raise ShapeError(message(call, expected, "one that was destroyed", remedy=remedy))
+
+
 def world(call: str, remedy: str) -> Any:
     """The group of all processes. Raise ShapeError where there is none."""
     if not dist.is_available() or not dist.is_initialized():
@@ -106,6 +133,8 @@ def _resolved(sync: Sync, call: str, label: str) -> tuple[str, int]:
     group = sync.group
     if group is None:
         group = world(call, "Call torch.distributed.init_process_group first, or set layer.sync = None.")
+    else:
+        check_there(label, "sync", group)
     if group is dist.group.WORLD:
         group = _worlds_own(group, label)
     return group.group_name, group.size()
@@ -125,6 +154,8 @@ def _nothing() -> None:
     return None
 
 
+# The last world of one process. Weak, so that no other world at its address is taken for it.
+_lone: Callable[[], Any] = _nothing
 # The world, and the group in which its layers talk; torch keeps both alive, until they are destroyed.
 _own: tuple[Callable[[], Any], Callable[[], Any]] = _nothing, _nothing
 _making = threading.Lock()

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from normwright.report.document import Table
     from normwright.report.records import Record
 
-_WIDTH = 116  # so that no row takes two lines
 _COLUMNS = {  # num_batches_tracked is told where it is wrong
     "y": "y",
     "dx": "dx",
@@ -157,7 +156,7 @@ class SyncReport:
     def __str__(self) -> str:
         from normwright.report.terminal import table_as_text
 
-        words = f"{self.headline}\n\n{table_as_text(self.table(), _WIDTH)}"
+        words = f"{self.headline}\n\n{table_as_text(self.table())}"
         fails = [f"FAILS: {case.title}: {what}." for case in self.failing for what in case.failures]
         return "\n".join((words, "", *fails)) if fails else words
 

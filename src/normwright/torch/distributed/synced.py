@@ -4,6 +4,7 @@ Nothing here waits for a device: it can be compiled whole, and captured.
 """
 
 import math
+import sys
 from typing import Any, NamedTuple
 
 import torch
@@ -44,9 +45,14 @@ def batch_norm_train(
 
     Raises:
         TransformError: under a function transform.
-        ShapeError, SyncError: see `settle` and `Peers.gather`.
+        DtypeError: an argument is a DTensor. ShapeError: x has no channel; and see `settle`.
+        SyncError: see `Peers.gather`.
     """
+    if not x.shape[axis]:
+        where = checks.where_channels_are(x.shape, axis)
+        raise checks.ShapeError(checks.message(call, "a channel or more in training", "none", where))
     if not being_traced():
+        _check_is_own(call, x=x, weight=weight, bias=bias, residual=residual)
         _check_can_follow(call, x, weight, bias, residual)
     of = composed.Channels(x, axis)
     rows = peers.gather(of.values, *composed.moments(wide(x.detach()), of))
@@ -88,6 +94,19 @@ def by_running(running: Running, eps: float) -> Numbers:
     return Numbers(
         mean, torch.zeros_like(mean), (var + eps).sqrt().reciprocal(), mean.new_full((1,), math.inf)
     )
+
+
+def _check_is_own(call: str, **given: Tensor | None) -> None:
+    """Raise DtypeError where a tensor is what several processes hold, and not this one's."""
+    spread = sys.modules.get("torch.distributed.tensor")  # long to load; who has a DTensor has loaded it
+    if spread is None:
+        return
+    for name, t in given.items():
+        if isinstance(t, spread.DTensor):
+            expected, got = f"{name} to be this process's own with sync", "a DTensor, which several hold"
+            how = "to_local() where that is this process's samples"
+            remedy = f"Use {name}.{how if name in ('x', 'residual') else 'full_tensor()'}."
+            raise checks.DtypeError(checks.message(call, expected, got, remedy=remedy))
 
 
 def _check_can_follow(call: str, x: Tensor, weight: Tensor | None, *others: Tensor | None) -> None:
