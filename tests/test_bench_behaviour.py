@@ -14,8 +14,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 import normwright.torch as nw
-from normwright.bench import behaviour
-from normwright.bench.situations import SITUATIONS, Situation
+from normwright.bench.side_by_side import behaviour
+from normwright.bench.side_by_side.situations import SITUATIONS, Situation
 from normwright.cli import app
 from normwright.kernels import NATIVE
 from normwright.report import markdown

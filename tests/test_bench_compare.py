@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from made_up_bench import ABOUT, HALF, TIED, cell
-from normwright.bench import compare
+from normwright.bench.telling import compare
 from normwright.cli import app
 from normwright.report import records
 
@@ -15,7 +15,7 @@ def one(op="bn", shape="32x8", **times):
 
 
 def test_a_change_is_told_as_measured_and_by_what_did_not_change():
-    # b's machine is twice as slow; ours got no slower beside the floor, and half as slow again beside torch.
+    # the second machine is twice as slow; ours got no slower beside the floor, and half as slow again beside torch.
     found = compare.changes(one(), one(warm=(16 / 3, 4, 2)))
     assert [c.what for c in found] == ["forward", "forward+backward", "inference"]
     for change in found:
@@ -65,10 +65,10 @@ def test_the_worst_and_the_best_are_listed_with_all_three_numbers():
     name = "32x8 (N, C) float32 bn, {}, warm"
     passes = ("forward", "forward+backward", "inference")
     slower = {(name.format(what), "2", "1.50", "1.50", "1.50") for what in passes}
-    assert set(tables["Slower in b"].rows) == slower
-    assert {row[2:] for row in tables["Faster in b"].rows} == {("0.50", "0.50", "0.50")}
+    assert set(tables["Slower in NEW"].rows) == slower
+    assert {row[2:] for row in tables["Faster in NEW"].rows} == {("0.50", "0.50", "0.50")}
     # (1.5 * 0.5) ** 0.5
-    assert tables["In the mean, b over a"].rows[0] == (
+    assert tables["In the mean, NEW over OLD"].rows[0] == (
         "float32", "BN", "forward", "2", "0.87", "0.87", "0.87"
     )  # fmt: skip
     assert "What else differs" not in tables
@@ -77,10 +77,10 @@ def test_the_worst_and_the_best_are_listed_with_all_three_numbers():
 def test_the_headline_says_what_was_compared():
     told = compare.document((one(), ABOUT), ([*one(warm=(4, 3, 1)), *HALF], ABOUT))
     assert told.headline == (
-        "b's times over a's, in the geometric mean: 1.50 as measured, 1.50 over the floor, 1.50 over torch. "
-        "Above 1, b is slower."
+        "NEW's times over OLD's, in the geometric mean: 1.50 as measured, 1.50 over the floor, 1.50 over torch. "
+        "Above 1, NEW is slower."
     )
-    assert told.about.startswith("1 cells of 1 in a and 2 in b.")
+    assert told.about.startswith("1 cells of 1 in OLD and 2 in NEW.")
 
 
 def test_other_machines_versions_and_instruction_sets_are_told():

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 pytest.importorskip("matplotlib")
 
 from made_up_bench import ABOUT, HALF, RECORDS, WON, cell
-from normwright.bench import figure
+from normwright.bench.telling import figure
 from normwright.cli import app
 from normwright.report import records, style
 from normwright.report.words import Say

@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from normwright.bench import grid, models
+from normwright.bench import grid
 from normwright.bench.cases import DTYPES, LAYOUTS, OPS, Case, bytes_moved
+from normwright.bench.models import counted
 
 FULL = grid.full()
 PLACES = {entry.place for entry in FULL.entries}
@@ -51,7 +52,7 @@ def test_a_resnet_50_has_53_batch_norms_in_both_layouts():
 def test_vision_models_weigh_as_often_as_their_shapes_occur():
     weights = FULL.weights[grid.MODELS_GRID]
     assert {shape: w for (shape, layout), w in weights.items() if layout == "NCHW"} == {
-        each.shape: each.occurs for each in models.grid(grid.MODELS)
+        each.shape: each.occurs for each in counted.grid(grid.MODELS)
     }
     assert set(weights) <= PLACES
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import normwright.torch as nw
-from normwright.bench import latency
+from normwright.bench.side_by_side import latency
 from normwright.bench.timer import Budget, Timing, WrongValues
 
 ONE_ROUND = Budget(0, least=1, most=1)

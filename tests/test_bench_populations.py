@@ -14,8 +14,8 @@ from rich.console import Console
 from torch import nn
 from typer.testing import CliRunner
 
-from normwright.bench import populations
-from normwright.bench.populations import CASES, TOOLS, Off
+from normwright.bench.side_by_side import populations
+from normwright.bench.side_by_side.populations import CASES, TOOLS, Off
 from normwright.cli import app
 
 PAGE = Path(__file__).parent.parent / "docs" / "statistics.md"

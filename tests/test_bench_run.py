@@ -9,12 +9,13 @@ from rich.console import Console
 from rich.progress import Task, TaskID
 from typer.testing import CliRunner
 
-from normwright.bench import processes, run, table
+from normwright.bench import processes, run
 from normwright.bench.cases import OPS, Case
 from normwright.bench.grid import Entry, Grid
 from normwright.bench.job import Job
 from normwright.bench.processes import CannotMeasure
 from normwright.bench.run import Order
+from normwright.bench.telling import table
 from normwright.bench.timer import Budget, WrongValues
 from normwright.cli import app
 from normwright.kernels import NATIVE
@@ -183,7 +184,9 @@ def test_a_part_that_records_do_not_have_is_refused_in_one_line(tmp_path, experi
     records.write(results, [], experiment=experiment)
     told = CliRunner().invoke(app, ["table", str(results), "--part", part])
     assert told.exit_code == 1
-    assert told.stderr.endswith(f"expected a --part that records of {experiment} have, got {part}.\n")
+    parts = "summary, cells" if experiment == "bench" else "summary, report, questions"
+    expected = f"expected a --part that records of {experiment} have ({parts}), got {part}.\n"
+    assert told.stderr.endswith(expected)
     assert told.stderr.count("\n") == 1
 
 

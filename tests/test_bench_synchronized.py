@@ -11,9 +11,9 @@ from torch import nn
 from typer.testing import CliRunner
 
 import normwright.torch as nw
-from normwright.bench import scaling, synchronized, synchronized_rank
-from normwright.bench.processes import CannotMeasure
-from normwright.bench.synchronized_networks import (
+from normwright.bench.distributed import paper, synchronized
+from normwright.bench.distributed import rank as each_rank
+from normwright.bench.distributed.networks import (
     ALONE,
     BARE,
     COMPOSED,
@@ -26,6 +26,7 @@ from normwright.bench.synchronized_networks import (
     perceptron,
     resnet_20,
 )
+from normwright.bench.processes import CannotMeasure
 from normwright.bench.timer import Budget, Contender, Timing, WrongValues
 from normwright.cli import app
 
@@ -61,8 +62,8 @@ def test_every_contender_is_timed_in_every_round(measured):
 def test_what_is_sent_is_what_the_paper_model_says(measured):
     found, _ = measured
     assert found.counted[SMALL] == {
-        "forward": [("all_gather", scaling.forward_bytes(256))] * 3,
-        "backward": [("all_reduce", scaling.backward_bytes(256))] * 3,
+        "forward": [("all_gather", paper.forward_bytes(256))] * 3,
+        "backward": [("all_reduce", paper.backward_bytes(256))] * 3,
     }
 
 
@@ -80,22 +81,22 @@ def test_a_process_that_breaks_ends_the_others_and_its_last_words_are_told(monke
     with pytest.raises(CannotMeasure, match=r"^2 processes: rank 0: .*; rank 1: out of order$"):
         synchronized.measure(2, [SMALL], 1)
     # long before the process group gives up waiting
-    assert time.monotonic() - began < synchronized_rank.TIMEOUT.total_seconds() / 2
+    assert time.monotonic() - began < each_rank.TIMEOUT.total_seconds() / 2
 
 
 # --- two ranks, one of which is wrong ---------------------------------
 
 
 def one_is_wrong(rank):
-    synchronized_rank._agree("x", (torch.tensor([1.0 + rank]), torch.ones(1), 0.5))
+    each_rank._agree("x", (torch.tensor([1.0 + rank]), torch.ones(1), 0.5))
 
 
 def one_is_no_number(rank):
-    synchronized_rank._agree("x", (torch.tensor([float("nan") if rank else 1.0]), torch.ones(1), 0.5))
+    each_rank._agree("x", (torch.tensor([float("nan") if rank else 1.0]), torch.ones(1), 0.5))
 
 
 def all_are_right(rank):
-    synchronized_rank._agree(
+    each_rank._agree(
         "x", (torch.tensor([1.0 + 0.4 * rank]), torch.ones(1), 0.5), (torch.zeros(2), torch.zeros(2), 0)
     )
 
@@ -105,19 +106,19 @@ def not_synchronized(rank):
     convert = nw.convert
     nw.convert = lambda model, sync=None: convert(model)
     try:
-        synchronized_rank.steps(NETWORKS[SMALL], ONE_ROUND)
+        each_rank.steps(NETWORKS[SMALL], ONE_ROUND)
     finally:
         nw.convert = convert
 
 
 def gradients_apart(rank):
     """Sums of the backward pass that stay at home."""
-    backward = synchronized_rank._AllReduce.backward
-    synchronized_rank._AllReduce.backward = staticmethod(lambda ctx, gradient: (gradient, None))
+    backward = each_rank._AllReduce.backward
+    each_rank._AllReduce.backward = staticmethod(lambda ctx, gradient: (gradient, None))
     try:
-        synchronized_rank.steps(NETWORKS[SMALL], ONE_ROUND)
+        each_rank.steps(NETWORKS[SMALL], ONE_ROUND)
     finally:
-        synchronized_rank._AllReduce.backward = backward
+        each_rank._AllReduce.backward = backward
 
 
 def slow_on_one(rank):
@@ -126,7 +127,7 @@ def slow_on_one(rank):
         Contender("a", lambda: (ran.append("a"), time.sleep(0.05 * rank)), all_are_right_here, dist.barrier),
         Contender("b", lambda: ran.append("b"), all_are_right_here, dist.barrier),
     ]
-    found = synchronized_rank._in_step(contenders, Budget(0, least=5, most=5))
+    found = each_rank._in_step(contenders, Budget(0, least=5, most=5))
     return found, ran
 
 
@@ -176,7 +177,7 @@ def test_a_round_takes_as_long_as_its_slowest_rank_and_all_ranks_run_the_same_or
 
 def test_the_measured_resnet_is_the_one_on_paper():
     channels = tuple(m.num_features for m in resnet_20().modules() if isinstance(m, nn.BatchNorm2d))
-    assert sorted(channels) == sorted(scaling.thin())
+    assert sorted(channels) == sorted(paper.thin())
 
 
 @pytest.mark.parametrize("build", [perceptron, convnet, resnet_20], ids=lambda each: each.__name__)

@@ -1,14 +1,19 @@
 """The tables, from made-up records: every number in them is one of the records', and defeats are seen."""
 
+import io
 import re
 
 import pytest
+from rich.console import Console
 
 from made_up_bench import ABOUT, HALF, LOST, RECORDS, TIED, WON, cell, rows
-from normwright.bench import table
-from normwright.bench.cells import cells, geometric_mean, is_defeat
+from normwright.bench.telling import table
+from normwright.bench.telling.cells import cells, geometric_mean, is_defeat
+from normwright.report import terminal
+from normwright.report.fitting import fit
 from normwright.report.records import Record
 from normwright.report.words import Say
+from terminals import assert_every_word_is_whole
 
 EN, ZH = Say("en"), Say("zh")
 NUMBER = r"\d+(?:\.\d+)*"
@@ -250,10 +255,40 @@ def test_the_terminal_gets_the_means_and_of_few_cells_each():
         "bfloat16, BN+add+ReLU",
     ]  # fmt: skip
     assert document.cards[0].tables[3].rows[0] == (
-        "1x64x512x512", "NCHW", "1.00", "0.75<", "2.00", "3.00", "3.00", "2.00", "28", "134"
+        "1x64x512x512", "NCHW", "1.00", "0.75<", "2.00", "134", "3.00", "3.00", "2.00", "28"
     )  # fmt: skip
     many = [r for n in range(50) for r in cell(f"{n}x1", "(N, C)", 4, warm=[(1, 1, 1)] * 3)]
     assert [shown.title for shown in table.document(many, ABOUT).cards[0].tables] == ["In the mean"]
+
+
+def test_no_cell_is_cut_in_a_terminal_of_80_columns():
+    networks = [r for layout in ("NCHW", "channels-last") for r in cell(
+        "32x64x112x112", layout, 103_000_000, dtype="bfloat16", op="bn+add+relu",
+        warm=[(1234.5, 2, 1, 8, 4), (12, 24, 3.2, 8, 16), (3, 6, 1, 4, 0.5)],
+        default=[(8, 9, 1), (15, 20, 4), (3, 4, 1)], peaks={"torch": 3, "normwright": 2},
+    )]  # fmt: skip
+    for measured in (RECORDS, WON, networks):
+        document = table.document(measured, ABOUT)
+        for shown in document.cards[0].tables:
+            assert_every_word_is_whole(shown, 80)
+        printed = io.StringIO()
+        terminal.show(document, Console(file=printed, width=80), EN)
+        assert max(map(len, printed.getvalue().splitlines())) <= 80
+        assert "…" not in printed.getvalue()
+
+
+def test_a_wide_terminal_shows_the_same_cells_in_whole_tables():
+    for shown in table.document(RECORDS, ABOUT).cards[0].tables:
+        assert len(fit(shown, 120)) == 1
+
+
+def test_short_words_for_passes_are_explained_and_kept_from_pages():
+    means, *_ = table.document(RECORDS, ABOUT).cards[0].tables
+    assert [row[2] for row in means.rows[:3]] == ["fwd", "both", "inf"]
+    assert "fwd, both, inf: forward, forward+backward, inference." in means.note
+    for tell in PARTS.values():
+        cells_of_pages = " ".join(field for row in rows(tell(RECORDS, ABOUT, EN)) for field in row)
+        assert not re.search(r"\b(fwd|both|inf)\b", cells_of_pages)
 
 
 def test_means_are_over_what_there_is():

@@ -61,7 +61,7 @@ def test_options_reach_the_laboratory(ordered, tmp_path):
     assert ordered == [(Order(["race"], "full", "cifar10=x", 7), options)]
 
 
-@pytest.mark.parametrize("names", [["all"], ["all", "race"], [*reversed(EXPERIMENTS), "race"]], ids=" ".join)
+@pytest.mark.parametrize("names", [["all"], ["all", "all"], [*reversed(EXPERIMENTS), "race"]], ids=" ".join)
 def test_all_is_every_experiment_once_and_in_the_reports_order(ordered, names):
     assert cli.invoke(app, ["lab", *names]).exit_code == 0
     assert [order.names for order, _ in ordered] == [list(EXPERIMENTS)]
@@ -93,6 +93,15 @@ def test_a_name_that_is_none_is_answered_with_those_there_are(ordered):
     assert result.stderr == (
         "normwright lab: expected names of experiments, got rcae, speed. "
         f"Known: {', '.join(['all', *EXPERIMENTS])}.\n"
+    )
+    assert ordered == []
+
+
+def test_all_beside_a_name_is_refused(ordered):
+    result = cli.invoke(app, ["lab", "all", "race", "shift", "race"])
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "normwright lab: expected all alone, or names, got all with race, shift. Leave one of them out.\n"
     )
     assert ordered == []
 
@@ -286,6 +295,14 @@ def test_a_file_that_holds_no_results_is_said_in_one_line(text, tmp_path):
     assert told.exit_code == 1
     assert told.stderr.startswith(f"normwright table: {tmp_path / 'results.json'}: ")
     assert told.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"no json", b"\x80\x02}q"], ids=["empty", "text", "bytes"])
+def test_a_file_that_is_no_json_is_said_to_be_none(content, tmp_path):
+    (tmp_path / "in.pt").write_bytes(content)
+    told = cli.invoke(app, ["table", str(tmp_path / "in.pt")])
+    assert told.exit_code == 1
+    assert "in.pt: expected records as a JSON file, got something else: " in told.stderr
 
 
 def test_results_of_an_experiment_that_is_no_more_are_said_in_one_line(results, tmp_path):

@@ -46,9 +46,9 @@ def test_errors_do_not_fail_where_nothing_is_to(model):
 
 
 def test_findings_are_written_as_records(model):
-    told = cli.invoke(app, ["inspect", "in.pt", "--json", "found/found.json"])
+    told = cli.invoke(app, ["inspect", "in.pt", "--json", "found.json"])
     assert told.exit_code == 1
-    read, about = records.read(Path("found/found.json"))
+    read, about = records.read(Path("found.json"))
     assert [(r.what, r.where["layer"], r.where["severity"]) for r in read] == [
         ("never trained", "1", "error"),
         ("never trained", "3", "error"),
@@ -64,12 +64,13 @@ def test_a_safetensors_file_is_inspected_as_any(model):
     assert "warning: half statistics" in told.stdout
 
 
-def test_a_file_without_layers_is_said_to_have_none(model):
+@pytest.mark.parametrize("what", ["error", "warning", "never"])
+def test_a_file_without_layers_is_said_to_have_none_and_is_no_success_whatever_fails(model, what):
     torch.save(nn.Linear(2, 2).state_dict(), "linear.pt")
-    told = cli.invoke(app, ["inspect", "linear.pt"])
-    assert told.exit_code == 0
+    told = cli.invoke(app, ["inspect", "linear.pt", "--fail-on", what, "--json", "found.json"])
+    assert told.exit_code == 2
     assert "0 batch norm layers: 1 warning" in told.stdout
-    assert cli.invoke(app, ["inspect", "linear.pt", "--fail-on", "warning"]).exit_code == 1
+    assert [record.what for record in records.read(Path("found.json"))[0]] == ["no layers"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from typer.testing import CliRunner
 
@@ -173,6 +174,30 @@ def test_a_file_that_is_missed_in_importing_is_said_to_be_theirs():
     refused(command(build="early:build"), "early:build raised FileNotFoundError at early.py:2: ")
 
 
+@pytest.mark.parametrize("name", ["out", "out.safetensor", "out.v2", ".pt"])
+def test_a_name_that_says_no_format_is_refused_with_those_there_are(name):
+    refused(command("--out", name), "ends in .pt, .pth, .bin, .ckpt, .tar or .safetensors, got ")
+    assert name not in os.listdir()
+
+
+def test_any_suffix_that_the_weights_have_says_their_format():
+    os.rename("in.pt", "in.v1")
+    assert command("--weights", "in.v1", "--out", "out.v1").exit_code == 0
+    assert command("--weights", "in.v1", "--out", "OUT.SAFETENSORS").exit_code == 0
+    written, same = torch.load("out.v1"), load_file("OUT.SAFETENSORS")
+    assert written.keys() == same.keys()
+    assert all(torch.equal(t, same[key]) for key, t in written.items())
+
+
+def test_an_entry_of_a_file_that_has_none_is_refused_with_what_to_do():
+    told = command("--entry", "model")
+    refused(told, "expected an entry 'model' with the model's layers, got them at the top of the file")
+    refused(told, "which has no entries. Leave --entry out to take those at the top.")
+    state = torch.load("in.pt")
+    torch.save({**state, **{f"ema.{key}": t for key, t in state.items()}}, "in.pt")
+    refused(command("--entry", "model"), "at the top of the file and in 'ema'. Leave --entry out")
+
+
 def test_a_name_that_is_taken_gets_a_remedy():
     refused(command("--json", "in.pt"), "got in.pt itself. Choose another name.")
 
@@ -192,6 +217,14 @@ def test_a_model_is_taken_as_it_is():
     told = command(build="mine:model")
     assert told.exit_code == 0, told.output
     assert "Running statistics of 1 layer" in told.stdout
+
+
+def test_the_table_of_the_drift_is_as_wide_as_the_terminal():
+    line = ["recalibrate", "mine:build", "--weights", "in.pt", "--data", "mine:LIST", "--out", "out.pt"]
+    told = cli.invoke(app, line, env={"COLUMNS": "80"})
+    assert told.exit_code == 0, told.output
+    assert "smallest" in told.stdout
+    assert max(map(len, told.stdout.splitlines())) <= 80
 
 
 def test_a_function_with_arguments_is_refused():

@@ -394,4 +394,5 @@ def test_without_safetensors_it_is_said_what_to_install(mine, monkeypatch):
     for told in (cli.invoke(app, ["inspect", "in.safetensors"]), command(out="out.safetensors")):
         assert (told.exit_code, told.stderr) == (2, install)
     with pytest.raises(ImportError, match=r"pip install 'normwright\[safetensors\]'"):
-        checkpoint.check_out(Path("out.safetensors"), Path("in.pt"), force=False)
+        checkpoint.write(Path("out.safetensors"), checkpoint.Checkpoint(mine.weights))
+    assert not [name for name in os.listdir() if "out" in name]

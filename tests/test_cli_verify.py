@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from typer.testing import CliRunner
 
-from normwright.cli import app
+import normwright.torch as nw
+from normwright.cli import app, usage
 from normwright.report import records
 from normwright.torch.distributed import launched, peers
 
@@ -54,7 +55,7 @@ def started(monkeypatch):
 
 def test_two_processes_under_torchrun_prove_it_and_rank_0_tells(tmp_path):
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    line += ["-m", "normwright", "verify-sync", "--json", "found/found.json"]
+    line += ["-m", "normwright", "verify-sync", "--json", "found.json"]
     ran = subprocess.run(line, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=100)
     assert ran.returncode == 0, ran.stderr
     backend = "cpu, gloo" if torch.cuda.device_count() < 2 else "cuda, nccl"
@@ -62,7 +63,7 @@ def test_two_processes_under_torchrun_prove_it_and_rank_0_tells(tmp_path):
     assert ran.stdout.startswith(headline + "\n")
     assert ran.stdout.count("equal one process") == 1
     assert len(re.findall(r"^  (?:b?float\d+) .* yes$", ran.stdout, re.M)) == 28
-    found, about = records.read(tmp_path / "found" / "found.json")
+    found, about = records.read(tmp_path / "found.json")
     assert (about["experiment"], about["ok"], about["ranks"]) == ("verify-sync", True, 2)
     shares = [record.value for record in found if record.unit == "share of what is allowed"]
     assert len(shares) > 28 * 7
@@ -132,12 +133,59 @@ def test_a_rank_that_does_not_start_ends_in_one_line(started, monkeypatch):
     assert ran.stderr.count("\n") == 1
 
 
-def test_a_file_that_cannot_be_written_is_one_line(started, tmp_path):
-    started(1)
+# --- what is wrong on every rank is told by rank 0 alone --------------------------------------------------------
+
+
+def with_records_at(rank, path):
+    """The command on processes that have their group already, which never come to the work."""
+    worked = mock.patch.object(nw, "verify_sync", side_effect=AssertionError("the work was begun"))
+    there = mock.patch.multiple(launched, is_launched=lambda: True, everyone=lambda _: nullcontext(rank))
+    with worked, there:
+        ran = cli.invoke(app, ["verify-sync", "--json", str(path)])
+    return ran.exit_code, ran.output
+
+
+@pytest.mark.parametrize("name", ["none/found.json", "file/found.json"])
+def test_a_file_that_cannot_be_written_ends_every_rank_before_the_work_and_is_told_once(
+    processes, tmp_path, name
+):
     (tmp_path / "file").write_text("")
-    ran = cli.invoke(
-        app, ["verify-sync", "--backend", "gloo", "--json", str(tmp_path / "file" / "found.json")]
-    )
+    (first, words), *others = processes.run(with_records_at, tmp_path / name)
+    assert first == 2
+    assert words.startswith(f"normwright verify-sync: {(tmp_path / name).parent}: ")
+    assert words.count("\n") == 1
+    assert others == [(2, "")] * len(others)
+    assert others
+    assert not (tmp_path / "none").exists()
+
+
+WRONG = [["verify-sync", "--jsn", "x"], ["verify-snc"], ["verify-sync", "--backend", "mpi"]]
+
+
+@pytest.mark.parametrize("line", WRONG, ids=" ".join)
+def test_a_mistyped_line_is_told_by_rank_0_and_ends_all_in_one_code(started, monkeypatch, line):
+    started(2)
+    monkeypatch.setattr(usage, "_MOMENT", 0.0)
+    ran = cli.invoke(app, line)
+    assert (ran.exit_code, bool(ran.stderr)) == (2, True)
+    monkeypatch.setenv("RANK", "1")
+    ran = cli.invoke(app, line)
+    assert (ran.exit_code, ran.output) == (2, "")
+
+
+def test_a_process_of_a_scheduler_that_stands_alone_tells_its_own_mistakes(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    ran = cli.invoke(app, WRONG[0])
     assert ran.exit_code == 2
-    assert ran.stderr.startswith(f"normwright verify-sync: {tmp_path / 'file'}: ")
-    assert ran.stderr.count("\n") == 1
+    assert "--jsn" in ran.stderr
+
+
+@pytest.mark.parametrize(("rank", "words"), [("0", "normwright verify-sync: no.\n"), ("1", "")])
+def test_what_cannot_be_tried_on_any_rank_is_told_once(started, monkeypatch, rank, words):
+    started(2)
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(usage, "_MOMENT", 0.0)
+    monkeypatch.setattr(launched, "everyone", mock.Mock(side_effect=nw.ShapeError("no.")))
+    ran = cli.invoke(app, ["verify-sync"])
+    assert (ran.exit_code, ran.output) == (2, words)

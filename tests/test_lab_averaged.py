@@ -118,6 +118,13 @@ def test_the_table_has_the_mean_accuracy_and_the_largest_error():
     assert broken.rows[0][2] == "50.0 %, nan"
 
 
+def test_every_step_of_every_training_is_told():
+    steps = []
+    for record in averaged.measure(Plan(MLP, 1.0, Budget(20, 60, 20), 2, (SWA,)), lambda: steps.append(1)):
+        assert len(steps) == 20 * (1 + record.where["seed"])
+    assert len(steps) == 40
+
+
 # --- the page and the command -----------------------------------------
 
 
@@ -150,7 +157,7 @@ def test_the_table_stands_between_the_markers(tmp_path):
 
 
 def test_what_goes_wrong_ends_in_one_line(tmp_path, monkeypatch):
-    def interrupted(plan, on_seed):
+    def interrupted(plan, after_step):
         raise KeyboardInterrupt
 
     page = tmp_path / "page.md"

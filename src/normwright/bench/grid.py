@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from normwright.bench import models
 from normwright.bench.cases import DTYPES, OPS, Case, Dtype, Layout, Op
+from normwright.bench.models import counted
 
 Place = tuple[tuple[int, ...], Layout]
 
@@ -133,7 +133,7 @@ def quick() -> Grid:
 def _models() -> dict[Place, float]:
     """Those that stand for all batch norms of vision models, with how many of these each is."""
     return {
-        (each.shape, layout): float(each.occurs) for each in models.grid(MODELS) for layout in BOTH_LAYOUTS
+        (each.shape, layout): float(each.occurs) for each in counted.grid(MODELS) for layout in BOTH_LAYOUTS
     }
 
 

@@ -15,14 +15,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 
-from normwright.bench import cases, grid, machine, table
+from normwright.bench import cases, grid, machine
 from normwright.bench.cases import DTYPES, Case
 from normwright.bench.grid import Grid
 from normwright.bench.job import Job
 from normwright.bench.memory import NOISE
-from normwright.bench.notes import BUSY
 from normwright.bench.processes import CannotMeasure as CannotMeasure  # also for those who call `run`
 from normwright.bench.processes import Workers, allocators, can_count
+from normwright.bench.telling import table
+from normwright.bench.telling.notes import BUSY
 from normwright.bench.timer import Budget
 from normwright.bench.truth import VALUES_COMPARED
 from normwright.kernels import NATIVE
@@ -158,7 +159,7 @@ def run(
     if into is not None:
         console.print(f"The records: {into}", soft_wrap=True)
     if figure is not None:
-        from normwright.bench import figure as picture
+        from normwright.bench.telling import figure as picture
 
         picture.save(measured, figure, Say())
         console.print(f"The figure: {figure}", soft_wrap=True)

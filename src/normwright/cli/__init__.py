@@ -6,13 +6,16 @@ import typer
 
 from normwright import __version__
 from normwright.cli import bench, costs, info, lab, statistics, table, verify
+from normwright.cli.usage import Command, Group
 
 app = typer.Typer(
     name="normwright",
+    cls=Group,
     help="Batch normalization that is fast, exact, and easy to trust.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # paragraphs of the help flow
 )
 
 
@@ -46,7 +49,7 @@ for command in (
     table.table,
     info.info,
 ):
-    app.command()(command)
+    app.command(cls=Command)(command)
 app.add_typer(bench.app, name="bench")
 
 

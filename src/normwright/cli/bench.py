@@ -6,9 +6,15 @@ from typing import Annotated
 import typer
 
 from normwright.cli.leaving import need, stop, tables
-from normwright.cli.options import Figure
+from normwright.cli.options import SVG, Figure, Json, Tables
+from normwright.cli.places import need_file
+from normwright.cli.usage import Command, Group
 
-app = typer.Typer(help="Measure beside torch, torch.compile, JAX and the memory floor, values checked first.")
+app = typer.Typer(
+    cls=Group,
+    subcommand_metavar="[compare OLD NEW]",
+    help="Measure beside torch, torch.compile, JAX and the memory floor, values checked first.",
+)
 
 
 @app.callback(invoke_without_command=True)
@@ -16,17 +22,29 @@ def measure(
     context: typer.Context,
     quick: Annotated[bool, typer.Option("--quick", help="Few shapes, few rounds: under a minute.")] = False,
     threads: Annotated[
-        list[str] | None, typer.Option(help="Numbers of threads, or all: 1,2,all. Default: as torch has it.")
+        list[str] | None,
+        typer.Option(metavar="N,...", help="Numbers of threads, or all: 1,2,all. Default: as torch has it."),
     ] = None,
     only: Annotated[
-        str | None, typer.Option(help="A regular expression found in cells' names: '56x56 NCHW float32 bn$'.")
+        str | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="A regular expression found in cells' names: '56x56 NCHW float32 bn$'.",
+        ),
     ] = None,
     contenders: Annotated[
-        str | None, typer.Option(help="Beside ours: some of torch,torch.compile,jax. Default: all there are.")
+        str | None,
+        typer.Option(
+            metavar="NAME,...", help="Beside ours: some of torch,torch.compile,jax. Default: all there are."
+        ),
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="File for the records.")] = None,
+    json: Json = None,
     save: Annotated[
-        Path | None, typer.Option(help="Folder for the records, in a file named after the machine.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder for the records, in a file named after the machine. It is made where there is none.",
+        ),
     ] = None,
     figure: Figure = None,
 ) -> None:
@@ -44,6 +62,8 @@ def measure(
 
     if json is not None and save is not None:
         stop("normwright bench: expected --json or --save, got both.", code=2)
+    need_file("normwright bench", json)
+    need_file("normwright bench", figure, SVG)
     into = json if save is None else save / benchmark.file_name()
     try:
         order = benchmark.Order.of(quick=quick, threads=threads, only=only, contenders=contenders)
@@ -60,15 +80,15 @@ def measure(
         stop("normwright bench: some contenders computed something else, and were not timed there.", code=1)
 
 
-@app.command()
+@app.command(cls=Command)
 def compare(
-    a: Annotated[Path, typer.Argument(help="Records of one run, the earlier one.")],
-    b: Annotated[Path, typer.Argument(help="Records of another.")],
+    a: Annotated[Path, typer.Argument(metavar="OLD", help="Records of the earlier run, a in the tables.")],
+    b: Annotated[Path, typer.Argument(metavar="NEW", help="Records of the later run, b in the tables.")],
 ) -> None:
     """Compare two runs: our times, as measured, over the floor and over torch of the same run."""
     from rich.console import Console
 
-    from normwright.bench import compare as side_by_side
+    from normwright.bench.telling import compare as side_by_side
     from normwright.report import records, terminal
     from normwright.report.words import Say
 
@@ -87,33 +107,33 @@ def compare(
 
 
 def behaviour(
-    into: Annotated[Path | None, typer.Option(help="Put the table between this file's markers.")] = None,
+    into: Tables = None,
 ) -> None:
     """Bring situations about in torch's layers and in normwright's, and show side by side what they do."""
     need("torch", {"torch": "torch"})
-    from normwright.bench import behaviour as side_by_side
+    from normwright.bench.side_by_side import behaviour as side_by_side
 
     with tables("behaviour", into):
         side_by_side.run(into=into)
 
 
 def populations(
-    into: Annotated[Path | None, typer.Option(help="Put the tables between this file's markers.")] = None,
+    into: Tables = None,
 ) -> None:
     """Measure population statistics by torch's tool, fvcore's and ours, beside NumPy on the whole data set."""
     need("peers", {"torch": "torch", "fvcore": "fvcore"})
-    from normwright.bench import populations as side_by_side
+    from normwright.bench.side_by_side import populations as side_by_side
 
     with tables("populations", into):
         side_by_side.run(into=into)
 
 
 def latency(
-    into: Annotated[Path | None, typer.Option(help="Put the table between this file's markers.")] = None,
+    into: Tables = None,
 ) -> None:
     """Measure a tiny layer's step and gradients of gradients, beside torch and composed operations."""
     need("torch", {"torch": "torch"})
-    from normwright.bench import latency as small
+    from normwright.bench.side_by_side import latency as small
     from normwright.bench.timer import WrongValues
 
     with tables("latency", into, (WrongValues,)):

@@ -6,14 +6,16 @@ from typing import Annotated
 import typer
 
 from normwright.cli.leaving import need, stop, tables
+from normwright.cli.options import SVG, Tables
+from normwright.cli.places import need_file
 
 
 def synchronized(
-    into: Annotated[Path | None, typer.Option(help="Put the tables between this file's markers.")] = None,
+    into: Tables = None,
 ) -> None:
     """Measure training steps and layers on 1, 2 and 4 processes, synchronized and not, values checked first."""
     need("torch", {"torch": "torch"})
-    from normwright.bench import synchronized as processes
+    from normwright.bench.distributed import synchronized as processes
     from normwright.bench.processes import CannotMeasure
     from normwright.bench.timer import WrongValues
 
@@ -25,13 +27,16 @@ def synchronized(
 
 
 def scaling(
-    into: Annotated[Path | None, typer.Option(help="Put the tables between this file's markers.")] = None,
-    figure: Annotated[Path | None, typer.Option(help="SVG file for a picture of the costs.")] = None,
+    into: Tables = None,
+    figure: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="SVG file for a picture of the costs.")
+    ] = None,
 ) -> None:
     """Reckon what synchronizing costs on 1 to 4096 ranks, from latencies and bandwidths; nothing is measured."""
     if figure is not None:
         need("report", {"matplotlib": "matplotlib"})
-    from normwright.bench import scaling_table
+        need_file("normwright scaling", figure, SVG)
+    from normwright.bench.distributed import scaling as reckoned
 
     with tables("scaling", into):
-        scaling_table.run(into=into, figure=figure)
+        reckoned.run(into=into, figure=figure)

@@ -7,15 +7,22 @@ from typing import Annotated, Any
 import typer
 
 from normwright.cli.leaving import need, stop, tables
-from normwright.cli.options import Lang
+from normwright.cli.options import Lang, Tables
 
 OUT = Path("normwright-report")
 LAB_NEEDS = {"torch": "torch", "sklearn": "scikit-learn", "matplotlib": "matplotlib", "jinja2": "jinja2"}
-Out = Annotated[Path, typer.Option(help="Folder of the page, its records and its pictures.")]
-Seed = Annotated[int, typer.Option(min=0, help="The first of the repetitions' seeds.")]
-Data = Annotated[str, typer.Option(help="digits, mnist=DIR (IDX files) or cifar10=DIR (the binary version).")]
+Out = Annotated[
+    Path,
+    typer.Option(metavar="FOLDER", help="Folder of the page, its records and its pictures; it is made."),
+]
+Seed = Annotated[int, typer.Option(min=0, metavar="N", help="The first of the repetitions' seeds.")]
+Data = Annotated[
+    str,
+    typer.Option(metavar="DATA", help="digits, mnist=DIR (IDX files) or cifar10=DIR (the binary version)."),
+]
 Jobs = Annotated[
-    int | None, typer.Option(min=1, help="Experiments side by side; changes no result. Default: the cores.")
+    int | None,
+    typer.Option(min=1, metavar="N", help="Experiments side by side; changes no result. Default: the cores."),
 ]
 
 
@@ -30,7 +37,8 @@ def demo(seed: Seed = 0, out: Out = OUT, data: Data = "digits", jobs: Jobs = Non
 
 def lab(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Experiments, or: all. Without one: the list.")
+        list[str] | None,
+        typer.Argument(metavar="NAME", help="Experiments, or: all. Without one: the list."),
     ] = None,
     seed: Seed = 0,
     out: Out = OUT,
@@ -57,13 +65,17 @@ def lab(
             f"normwright lab: expected names of experiments, got {', '.join(unknown)}. Known: {known}.",
             code=2,
         )
-    chosen = [name for name in EXPERIMENTS if name in names or "all" in names]
+    beside = [name for name in names if name != "all"]
+    if beside and "all" in names:
+        got = f"all with {', '.join(dict.fromkeys(beside))}"
+        stop(f"normwright lab: expected all alone, or names, got {got}. Leave one of them out.", code=2)
+    chosen = [name for name in EXPERIMENTS if name in names or not beside]
     order = Order(chosen, "full", data, seed)
     _run_lab("lab", order, out=out, jobs=jobs, language=lang, resume=True, again=again)
 
 
 def averages(
-    into: Annotated[Path | None, typer.Option(help="Put the table between this file's markers.")] = None,
+    into: Tables = None,
 ) -> None:
     """Train, average the weights (SWA, EMA), and show how the average predicts from which statistics."""
     need("lab", LAB_NEEDS)

@@ -5,5 +5,13 @@ from typing import Annotated, Literal
 
 import typer
 
+SVG = [".svg"]  # in what a picture's name ends
+
 Lang = Annotated[Literal["en", "zh"], typer.Option(help="Language of the page and the tables.")]
-Figure = Annotated[Path | None, typer.Option(help="SVG file for a picture of every time over the floor.")]
+Tables = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Put the tables between this file's markers.")
+]
+Json = Annotated[Path | None, typer.Option(metavar="FILE", help="File for the records.")]
+Figure = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="SVG file for a picture of every time over the floor.")
+]

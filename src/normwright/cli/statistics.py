@@ -8,19 +8,36 @@ import typer
 
 from normwright.cli.leaving import need, stop
 from normwright.cli.named import NotFoundError, batches, called
+from normwright.cli.options import SVG, Json
+from normwright.cli.places import check_apart, check_file, check_new
 from normwright.cli.users import Batches, UsersError
 
-Weights = Annotated[Path, typer.Option(help="The model's weights: .pt or .safetensors. Never written to.")]
-Build = Annotated[str, typer.Argument(help="package.module:build, the model or a function that returns it.")]
+Weights = Annotated[
+    Path, typer.Option(metavar="FILE", help="The model's weights: .pt or .safetensors. Never written to.")
+]
+Build = Annotated[
+    str,
+    typer.Argument(metavar="BUILD", help="package.module:build, the model or a function that returns it."),
+]
 Data = Annotated[
     str,
     typer.Option(
+        metavar="NAME",
         help="package.module:batches, an iterable of batches or a function returning one. The model gets a "
-        "tensor; of a tuple or list the first; a dict is keywords."
+        "tensor; of a tuple or list the first; a dict is keywords.",
     ),
 ]
 Out = Annotated[
-    Path, typer.Option(help="Another file: a copy of --weights with new statistics; .pt or .safetensors.")
+    Path,
+    typer.Option(
+        metavar="FILE",
+        help="Another file: a copy of --weights with new statistics. Its suffix says its format: .safetensors, "
+        "or a torch file (.pt, .pth, .bin, .ckpt, .tar, or the suffix of --weights).",
+    ),
+]
+Entry = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Which network of the file, where it holds several: model_ema."),
 ]
 Method = Annotated[
     Literal["pooled", "algorithm2", "moving"],
@@ -33,8 +50,10 @@ Order = Annotated[
 
 
 def inspect(
-    weights: Annotated[Path, typer.Argument(help="A state dict or checkpoint: a .pt or .safetensors file.")],
-    json: Annotated[Path | None, typer.Option(help="File for the records.")] = None,
+    weights: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A state dict or checkpoint: a .pt or .safetensors file.")
+    ],
+    json: Json = None,
     fail_on: Annotated[
         Literal["error", "warning", "never"], typer.Option(help="What ends with exit status 1.")
     ] = "error",
@@ -42,7 +61,7 @@ def inspect(
     """Look for what is wrong with the batch norm layers of a file of weights, worst first.
 
     No code is needed and none is run: layers are found by their keys. Exit status: 0, or 1 for findings as bad as
-    --fail-on, or 2 for a file that cannot be read.
+    --fail-on, or 2 for a file that cannot be read or holds no batch norm layers.
     """
     _need_reader(weights)
     from rich.console import Console
@@ -52,10 +71,11 @@ def inspect(
     from normwright.torch.statistics import checkpoint
 
     try:
-        checkpoint.check_apart(weights, json)
+        check_apart(weights, json)
+        check_file(json)
         findings = nw.inspect(checkpoint.read(weights).content)
     except OSError as error:
-        stop(f"normwright inspect: {weights}: {error.strerror or error}", code=2)
+        stop(f"normwright inspect: {error.filename or weights}: {error.strerror or error}", code=2)
     except nw.ShapeError as error:
         stop(f"normwright inspect: {error}", code=2)
     terminal.show_notices(findings.headline, findings.about, findings.notices(), Console())
@@ -64,6 +84,8 @@ def inspect(
             findings.save(json)
         except OSError as error:
             stop(f"normwright inspect: cannot write to {json}: {error.strerror or error}", code=2)
+    if not findings.layers:  # whatever --fail-on says: to have looked at nothing is no good news
+        raise typer.Exit(2)
     if findings.fails(fail_on):
         raise typer.Exit(1)
 
@@ -76,14 +98,16 @@ def recalibrate(
     method: Method = "pooled",
     order: Order = "joint",
     prior: Annotated[
-        int | None, typer.Option(min=1, help="The old statistics count as so many samples.")
+        int | None, typer.Option(min=1, metavar="N", help="The old statistics count as so many samples.")
     ] = None,
-    entry: Annotated[
-        str | None, typer.Option(help="Which network of the file, where it holds several: model_ema.")
-    ] = None,
+    entry: Entry = None,
     force: Annotated[bool, typer.Option("--force", help="Replace --out where it exists.")] = False,
-    json: Annotated[Path | None, typer.Option(help="File for the drift, layer by layer.")] = None,
-    figure: Annotated[Path | None, typer.Option(help="SVG file for a picture of the drift.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File for the drift, layer by layer.")
+    ] = None,
+    figure: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="SVG file for a picture of the drift.")
+    ] = None,
 ) -> None:
     """Measure the running statistics of a model anew, on data, and write its weights with them.
 
@@ -98,12 +122,11 @@ def recalibrate(
 
     call, left = "normwright recalibrate", "nothing was written"
     try:
-        checkpoint.check_apart(weights, out, json, figure)
-        checkpoint.check_out(out, weights, force)
-        if json is not None:
-            checkpoint.check_place(json)
-        if figure is not None:
-            checkpoint.check_place(figure, ".svg")
+        check_apart(weights, out, json, figure)
+        check_new(out, force)
+        check_file(out, [*checkpoint.SUFFIXES, *{weights.suffix.lower()} - {"", *checkpoint.SUFFIXES}])
+        check_file(json)
+        check_file(figure, SVG)
         read = checkpoint.read(weights)
         model = called(build, checkpoint.is_model)
         place = checkpoint.load(build, model, read, entry)
@@ -135,5 +158,5 @@ def recalibrate(
 def _need_reader(*files: Path) -> None:
     """Leave with one line where what reads and writes these files is missing."""
     need("torch", {"torch": "torch"})
-    if any(file.suffix == ".safetensors" for file in files):
+    if any(file.suffix.lower() == ".safetensors" for file in files):
         need("safetensors", {"safetensors": "safetensors"})

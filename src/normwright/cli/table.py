@@ -7,23 +7,32 @@ from typing import Annotated, Literal
 import typer
 
 from normwright.cli.leaving import need, stop
-from normwright.cli.options import Figure, Lang
+from normwright.cli.options import SVG, Figure, Lang
+from normwright.cli.places import need_file
+
+LAB_PARTS, BENCH_PARTS = ("summary", "report", "questions"), ("summary", "cells")
 
 
 def table(
-    results: Annotated[Path, typer.Argument(help="Records that `demo`, `lab` or `bench` wrote.")],
+    results: Annotated[
+        Path, typer.Argument(metavar="RECORDS", help="Records that `demo`, `lab` or `bench` wrote.")
+    ],
     part: Annotated[
         Literal["summary", "report", "questions", "cells"],
         typer.Option(
-            help="Of the laboratory: its verdicts, everything, or the readers' questions. Of the benchmark: its "
-            "means, or every cell."
+            metavar="PART",
+            help="Of the laboratory: summary (its verdicts), report (everything) or questions (the readers'). Of "
+            "the benchmark: summary (its means) or cells (every one).",
         ),
     ] = "summary",
-    into: Annotated[Path | None, typer.Option(help="Put it between this file's markers.")] = None,
+    into: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Put it between this file's markers.")
+    ] = None,
     figure: Figure = None,
     lang: Lang = "en",
 ) -> None:
     """Print a results file as Markdown, or put it into a file of the documentation, or draw it."""
+    need_file("normwright table", figure, SVG)
     try:
         if figure is not None:
             _draw(results, figure, lang)
@@ -45,7 +54,7 @@ def table(
 def _draw(results: Path, figure: Path, lang: Literal["en", "zh"]) -> None:
     """The picture of a benchmark."""
     need("report", {"matplotlib": "matplotlib"})
-    from normwright.bench import figure as picture
+    from normwright.bench.telling import figure as picture
     from normwright.report import records
     from normwright.report.words import Say
 
@@ -62,13 +71,15 @@ def _markdown(results: Path, part: str, lang: Literal["en", "zh"], into: Path | 
 
     measured, about = records.read(results)
     say = Say(lang)
-    bench_parts, experiment = ("summary", "cells"), about.get("experiment")
+    experiment = about.get("experiment")
     if experiment not in ("demo", "lab", "bench"):
         raise ValueError(f"expected records of demo, lab or bench, got {experiment}.")
-    if (part not in bench_parts) if experiment == "bench" else (part == "cells"):
-        raise ValueError(f"expected a --part that records of {experiment} have, got {part}.")
+    parts = BENCH_PARTS if experiment == "bench" else LAB_PARTS
+    if part not in parts:
+        known = ", ".join(parts)
+        raise ValueError(f"expected a --part that records of {experiment} have ({known}), got {part}.")
     if experiment == "bench":
-        from normwright.bench import table as speed
+        from normwright.bench.telling import table as speed
 
         if part == "cells":
             return "cells", speed.per_cell(measured, about, say)

@@ -77,17 +77,16 @@ FULL = Plan(
 )
 
 
-def measure(plan: Plan, on_seed: Callable[[], object] = lambda: None) -> Iterator[Record]:
+def measure(plan: Plan, after_step: Callable[[], object] = lambda: None) -> Iterator[Record]:
     """Each average with each of its statistics: test accuracy, and how far the worst mean is off."""
     source = load(WHERE)
     for seed in range(plan.seeds):
         data = source.splits(seed, size=plan.network.size, channels=plan.network.channels)
         with one_thread():
-            yield from _trial(plan, data, seed)
-        on_seed()
+            yield from _trial(plan, data, seed, after_step)
 
 
-def _trial(plan: Plan, data: Splits, seed: int) -> Iterator[Record]:
+def _trial(plan: Plan, data: Splits, seed: int, after_step: Callable[[], object]) -> Iterator[Record]:
     model = build(plan.network, seed, BN)
     made = deepcopy(model)
     kept = {a: (a.begin(model, buffers=False), a.begin(model, buffers=True)) for a in plan.averages}
@@ -97,6 +96,7 @@ def _trial(plan: Plan, data: Splits, seed: int) -> Iterator[Record]:
             if step > average.begins * plan.budget.steps and step % average.every == 0:
                 for each in both:
                     each.update_parameters(model)
+        after_step()
 
     train(model, data, rate=plan.rate, seed=seed, budget=plan.budget, on_step=on_step)
     batches = list(chunks(data.train.images, plan.budget.batch_size))
@@ -150,12 +150,12 @@ def run(*, into: Path | None = None, console: Console | None = None, plan: Plan 
     if into is not None:
         markdown.put_into(into.read_text(encoding="utf-8"), MARKERS, "")
     with terminal.Bars(console) as bars:
-        bars.add("averages", work=plan.seeds)
+        bars.add("averages", work=plan.seeds * plan.budget.steps)
         bars.begin("averages", f"{plan.seeds} trainings")
         made = table(list(measure(plan, lambda: bars.advance("averages", 1))), plan)
     if into is not None:
         markdown.write_into(into, MARKERS, markdown.table(made))
-    console.print(terminal.rich_table(made))
+    terminal.put(made, console)
     if into is not None:
         console.print(f"The table: {into}", soft_wrap=True)
 

@@ -41,12 +41,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as they are printed; the first column names the row."""
+    """Cells as they are printed; the first column names the row, or the first few together (`names`)."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    names: int = 1
 
 
 @dataclass(frozen=True)

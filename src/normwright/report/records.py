@@ -71,7 +71,10 @@ def read(path: Path) -> tuple[list[Record], dict[str, object]]:
     Raises:
         ValueError: it is no file of records.
     """
-    document = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"expected records as a JSON file, got something else: {error}.") from error
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
         raise ValueError(f"expected records of schema {SCHEMA}, got {schema!r}.")

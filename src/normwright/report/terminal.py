@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from io import StringIO
+from shutil import get_terminal_size
 from types import TracebackType
 from typing import Self
 
@@ -14,8 +15,10 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from normwright.report.document import Document, Notice, Outcome, Table, Tone, Verdict, outcome_words
+from normwright.report.fitting import fit
 from normwright.report.words import Say
 
+_WIDE = 116  # the widest table of ours
 STYLES: dict[Outcome, str] = {"holds": "green", "holds partly": "yellow", "does not hold here": "red"}
 TONES: dict[Tone, str] = {"error": "red", "warning": "yellow", "note": "cyan"}
 
@@ -26,7 +29,7 @@ class Bars:
     def __init__(self, console: Console) -> None:
         columns = (
             TextColumn("{task.description}", table_column=Column(ratio=3, no_wrap=True)),
-            BarColumn(bar_width=None, table_column=Column(ratio=2)),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
             TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(),
             TextColumn("left"),
@@ -34,7 +37,7 @@ class Bars:
         )
         # The speed of the last minute and not of the last steps: experiments differ in the pace of theirs.
         self._progress = Progress(*columns, console=console, expand=True, speed_estimate_period=60)
-        self._whole = self._progress.add_task("all", total=0)
+        self._whole = self._progress.add_task("all: starting", total=0)
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
@@ -56,6 +59,7 @@ class Bars:
 
     def begin(self, experiment: str, what: str) -> None:
         """A trial of `experiment` begins."""
+        self._progress.update(self._whole, description="all")
         self._progress.start_task(self._tasks[experiment])
         self._progress.update(self._tasks[experiment], description=f"{experiment}: {what}")
 
@@ -74,7 +78,7 @@ def show(document: Document, console: Console, say: Say) -> None:
         console.print()
         console.print(Text(card.title, style="bold"))
         for table in card.tables:
-            console.print(rich_table(table))
+            put(table, console)
         for verdict in card.verdicts:
             console.print(_verdict(verdict, say))
     console.print()
@@ -90,7 +94,7 @@ def show_notices(headline: str, about: str, notices: Iterable[Notice], console: 
         console.print()
         console.print(Text(notice.title, style=f"bold {TONES[notice.tone]}"))
         console.print(Padding(Text(notice.before), (0, 0, 0, 1)))
-        console.print(rich_table(notice.table))
+        put(notice.table, console)
         console.print(Padding(Text(notice.after), (0, 0, 0, 1)))
     console.print()
 
@@ -102,28 +106,32 @@ def as_text(headline: str, about: str, notices: Iterable[Notice]) -> str:
     return written.getvalue().strip("\n")
 
 
-def table_as_text(table: Table, width: int = 110) -> str:
-    """The table, without colours."""
+def table_as_text(table: Table, width: int | None = None) -> str:
+    """The table, without colours; None is as wide as the terminal is, and `_WIDE` where there is none."""
+    if width is None:
+        width = min(_WIDE, get_terminal_size((_WIDE, 0)).columns)
     written = StringIO()
-    Console(file=written, width=width, color_system=None).print(rich_table(table))
+    put(table, Console(file=written, width=width, color_system=None))
     return "\n".join(line.rstrip() for line in written.getvalue().splitlines()).strip("\n")
 
 
-def rich_table(table: Table, *, numbers: bool = True) -> RichTable:
-    """A table; numbers stand to the right."""
-    rich = RichTable(
-        box=box.SIMPLE_HEAD,
-        title=Text(table.title),
-        title_justify="left",
-        caption=Text(table.note) if table.note else None,
-        caption_justify="left",
-        header_style="bold",
-    )
-    for number, column in enumerate(table.columns):
-        rich.add_column(column, justify="right" if numbers and number else "left")
-    for row in table.rows:
-        rich.add_row(*(Text(cell) for cell in row))
-    return rich
+def put(table: Table, console: Console, *, numbers: bool = True) -> None:
+    """Print a table: numbers to the right, and taken apart where they need more room; words stay together."""
+    for part, widths in fit(table, console.width, whole=not numbers):
+        rich = RichTable(
+            box=box.SIMPLE_HEAD,
+            title=Text(part.title) if part.title else None,
+            title_justify="left",
+            caption=Text(part.note) if part.note else None,
+            caption_justify="left",
+            header_style="bold",
+        )
+        for number, (column, width) in enumerate(zip(part.columns, widths, strict=True)):
+            right = numbers and number >= part.names
+            rich.add_column(column, justify="right" if right else "left", width=width, overflow="fold")
+        for row in part.rows:
+            rich.add_row(*(Text(cell) for cell in row))
+        console.print(rich)
 
 
 def _verdict(verdict: Verdict, say: Say) -> Padding:

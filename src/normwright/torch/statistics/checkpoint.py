@@ -23,6 +23,7 @@ from normwright.torch.statistics.inspect import parts_with_layers
 from normwright.torch.statistics.writing import rounded
 
 SAFETENSORS = ".safetensors"
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar", SAFETENSORS)  # of files that are written
 _FIRST = 3  # keys told of a long list
 
 
@@ -57,7 +58,7 @@ def read(path: Path) -> Checkpoint:
     """
     with path.open("rb"):
         pass  # whether it can be opened is the system's to say, in its own words
-    if path.suffix == SAFETENSORS:
+    if path.suffix.lower() == SAFETENSORS:
         return _read_safetensors(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -101,68 +102,6 @@ def _need_safetensors(path: Path) -> None:
         raise ImportError(f"{path}: safetensors is not installed. Install it with: {install}")
 
 
-def check_apart(given: Path, *written: Path | None) -> None:
-    """Raise unless all files that will be `written` are others than the `given` one, and than one another.
-
-    Raises:
-        ShapeError: two are one file, by whatever names.
-    """
-    files: list[Path] = [given]
-    for path in written:
-        if path is None:
-            continue
-        for other in files:
-            if _is_one_file(path, other):
-                one, got = ("the one that was read", f"{other} itself"), ("any other", f"{other} twice")
-                which, told = one if other is given else got
-                expected, remedy = f"another file than {which}", "Choose another name."
-                raise ShapeError(message(str(path), expected, told, remedy=remedy))
-        files.append(path)
-
-
-def _is_one_file(a: Path, b: Path) -> bool:
-    if a.exists() and b.exists():
-        return a.samefile(b)
-    # of case alone: some systems have one file for both
-    return os.path.realpath(a).casefold() == os.path.realpath(b).casefold()
-
-
-def check_out(path: Path, given: Path, force: bool) -> None:
-    """Raise unless `path` may be written: never the file that was `given`, and another one only by `force`.
-
-    Raises:
-        ShapeError: it is the given file, by whatever name, or exists.
-        OSError: its folder does not exist, or may not be written to.
-        ImportError: safetensors is asked for, and not installed.
-    """
-    if path.suffix == SAFETENSORS:
-        _need_safetensors(path)
-    check_apart(given, path)
-    if path.exists() and not path.is_dir() and not force:
-        raise ShapeError(message(str(path), "a new file", "one that exists", remedy="--force replaces it."))
-    check_place(path)
-
-
-def check_place(path: Path, suffix: str = "") -> None:
-    """Raise unless a file can be written there.
-
-    Raises:
-        ShapeError: its name does not end in `suffix`.
-        OSError: it is a folder, or its own does not exist, or may not be written to.
-    """
-    if suffix and path.suffix.lower() != suffix:
-        raise ShapeError(
-            message(str(path), f"a name that ends in {suffix}", path.suffix or "none of that kind")
-        )
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:  # of a name that nobody asked for
-        raise OSError(error.errno, error.strerror, str(path.parent)) from error
-
-
 def write(path: Path, checkpoint: Checkpoint) -> None:
     """Write a file of weights, safetensors by its suffix: it appears whole, or is not touched.
 
@@ -173,12 +112,13 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     Raises:
         OSError: it cannot be written.
         ShapeError: safetensors is asked for, and there is something other than tensors.
+        ImportError: safetensors is asked for, and not installed.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     unfinished = Path(name)
     try:
-        if path.suffix == SAFETENSORS:
+        if path.suffix.lower() == SAFETENSORS:
             _save_safetensors(unfinished, path, checkpoint)
         else:
             torch.save(checkpoint.content, unfinished)
@@ -193,6 +133,7 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def _save_safetensors(unfinished: Path, path: Path, checkpoint: Checkpoint) -> None:
+    _need_safetensors(path)
     from safetensors.torch import save_file
 
     others = [str(key) for key, value in checkpoint.content.items() if not isinstance(value, Tensor)]
@@ -258,9 +199,14 @@ def _place(call: str, model: nn.Module, checkpoint: Checkpoint, entry: str | Non
         return places[entry]
     if entry is None and ("" in places or len(places) == 1):
         return places.get("") or next(iter(places.values()))
-    known = ", ".join(repr(name) for name in places)
+    known = ", ".join(repr(name) for name in places if name)
     if entry is not None and places:
-        raise ShapeError(message(call, f"an entry {entry!r} with the model's layers", f"those in {known}"))
+        expected = f"an entry {entry!r} with the model's layers"
+        if "" not in places:
+            raise ShapeError(message(call, expected, f"those in {known}"))
+        got = "them at the top of the file" + (f" and in {known}" if known else ", which has no entries")
+        remedy = "Leave --entry out to take those at the top."
+        raise ShapeError(message(call, expected, got, remedy=remedy))
     if places:
         raise ShapeError(
             message(call, "one entry with the model's layers", known, remedy="Choose one by --entry.")

@@ -61,9 +61,9 @@ class Told:
             return
         if self._bar is None:
             self._bar = _bar()
-            self._bar[0].start()
         bar, task = self._bar
         bar.update(task, completed=self._done, total=self._total, description=f"{self._name}: {self._words}")
+        bar.start()  # once, and with its words
 
 
 def _bar() -> "tuple[Progress, TaskID]":

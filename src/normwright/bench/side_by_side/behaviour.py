@@ -10,7 +10,7 @@ from torch import nn
 
 import normwright.torch as nw
 from normwright import __version__
-from normwright.bench.situations import SITUATIONS
+from normwright.bench.side_by_side.situations import SITUATIONS
 from normwright.kernels import NATIVE
 from normwright.report import markdown, terminal
 from normwright.report.document import Table
@@ -39,7 +39,7 @@ def run(*, into: Path | None = None, console: Console | None = None) -> None:
         markdown.write_into(into, MARKERS, as_markdown(cells))
     shown = _table([each.title for each in SITUATIONS], cells)
     plain = replace(shown, rows=tuple(tuple(map(_plain, row)) for row in shown.rows), note=_plain(shown.note))
-    console.print(terminal.rich_table(plain, numbers=False))
+    terminal.put(plain, console, numbers=False)
     if into is not None:
         console.print(f"The table: {into}", soft_wrap=True)
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from normwright.bench.following import UNKNOWN, Call, follow, is_batch_norm, is_frozen
+from normwright.bench.models.following import UNKNOWN, Call, follow, is_batch_norm, is_frozen
 
 BATCH = 8
 USUAL_SIZE = (224, 224)

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from normwright.bench.cases import DTYPES
-from normwright.bench.cells import cells
-from normwright.bench.notes import notes
-from normwright.bench.overall import by_layout, defeats, grids, headline, means, verdicts
-from normwright.bench.percell import beside_rivals, by_default, each_cell
-from normwright.bench.told import Told
+from normwright.bench.telling.cells import cells
+from normwright.bench.telling.notes import notes
+from normwright.bench.telling.overall import by_layout, defeats, grids, headline, means, verdicts
+from normwright.bench.telling.percell import beside_rivals, by_default, each_cell
+from normwright.bench.telling.told import Told
 from normwright.report import markdown as paper
 from normwright.report.document import Card, Document, Table, outcome_words
 from normwright.report.records import Record
@@ -20,10 +20,10 @@ FEW = 40  # cells that a terminal shows one by one
 def document(records: Sequence[Record], about: Mapping[str, Any]) -> Document:
     """What the terminal prints, in English."""
     say = Say()
-    told = Told(cells(records), about, say, "{}<")
+    told = Told(cells(records), about, say, "{}<", short=True)
     tables = [means(told), *grids(told), *defeats(told)]
     if len(told.of) <= FEW:
-        tables += each_cell(told, narrow=True)
+        tables += each_cell(told)
     return Document(
         title="Batch normalization beside torch and the memory floor",
         headline=headline(told),

@@ -13,8 +13,7 @@ from typing import IO, Any
 
 from rich.console import Console
 
-from normwright.bench.processes import CannotMeasure, allocators, environment
-from normwright.bench.synchronized_networks import (
+from normwright.bench.distributed.networks import (
     ALONE,
     BARE,
     COMPOSED,
@@ -25,6 +24,7 @@ from normwright.bench.synchronized_networks import (
     TORCH,
     WIDTHS,
 )
+from normwright.bench.processes import CannotMeasure, allocators, environment
 from normwright.bench.timer import Timing, WrongValues
 from normwright.report import markdown, terminal
 from normwright.report.document import Table
@@ -93,7 +93,7 @@ def run(*, into: Path | None = None, rounds: int = ROUNDS, console: Console | No
         blocks = (f"**{each.title}**\n\n{markdown.table(each)}" for each in shown)
         markdown.write_into(into, MARKERS, "\n\n".join(blocks))
     for each in shown:
-        console.print(terminal.rich_table(each))
+        terminal.put(each, console)
 
 
 def _called(ranks: int) -> str:
@@ -149,7 +149,7 @@ def measure(
 def _start(
     folder: str, rank: int, ranks: int, rounds: int, wanted: Iterable[str], complaint: IO[str]
 ) -> subprocess.Popen[str]:
-    module = "normwright.bench.synchronized_rank"
+    module = "normwright.bench.distributed.rank"
     # One thread each, and all with the same allocator: warm where it can be, so that nobody pays for fresh pages.
     warm = next(iter(allocators().values()))
     return subprocess.Popen(
@@ -218,7 +218,7 @@ def _steps(found: Sequence[Measured], rounds: int) -> Table:
         f"process; {machine['cores']} cores, which more processes than cores share. torch.nn.SyncBatchNorm takes "
         f"no CPU tensors. {machine['processor']}, torch {machine['torch']}. Made by `{COMMAND}`."
     )
-    return Table("A training step", ("network", "processes", *SHOWN.values()), tuple(rows), note)
+    return Table("A training step", ("network", "processes", *SHOWN.values()), tuple(rows), note, names=2)
 
 
 def _layers(found: Sequence[Measured]) -> Table:
@@ -245,7 +245,7 @@ def _layers(found: Sequence[Measured]) -> Table:
         "Microseconds of forward and backward, median and quartiles. Bare: an all-gather and an all-reduce of the "
         "same sizes, and nothing else."
     )
-    return Table("One layer", columns, tuple(rows), note)
+    return Table("One layer", columns, tuple(rows), note, names=2)
 
 
 def _sent(found: Sequence[Measured]) -> Table:
@@ -269,7 +269,7 @@ def _sent(found: Sequence[Measured]) -> Table:
         "bytes summed backward",
     )
     note = "Counted by torch's profiler in a step, for each process, without DistributedDataParallel's own."
-    return Table("What is sent", columns, tuple(rows), note)
+    return Table("What is sent", columns, tuple(rows), note, names=2)
 
 
 def _count(sent: Sequence[tuple[str, int]]) -> list[str]:

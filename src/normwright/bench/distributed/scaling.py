@@ -7,8 +7,18 @@ from typing import Any
 
 from rich.console import Console
 
-from normwright.bench import scaling
-from normwright.bench.scaling import BEST, CLUSTERS, GROUP, NETWORKS, RANKS, SHARES, STEPS, Cluster, Network
+from normwright.bench.distributed import paper
+from normwright.bench.distributed.paper import (
+    BEST,
+    CLUSTERS,
+    GROUP,
+    NETWORKS,
+    RANKS,
+    SHARES,
+    STEPS,
+    Cluster,
+    Network,
+)
 from normwright.report import markdown, terminal
 from normwright.report.document import Table
 
@@ -39,7 +49,7 @@ def run(*, into: Path | None = None, figure: Path | None = None, console: Consol
 
         figures.save(draw(), figure)
     for each in shown:
-        console.print(terminal.rich_table(each))
+        terminal.put(each, console)
 
 
 def tables() -> list[Table]:
@@ -61,7 +71,7 @@ def sent() -> Table:
             str(len(each.channels)),
             str(2 * len(each.channels)),
             f"{each.row:,}",
-            f"{sum(map(scaling.backward_bytes, each.channels)):,}",
+            f"{sum(map(paper.backward_bytes, each.channels)):,}",
             *(f"{each.received(ranks) / 1e6:,.1f} MB" for ranks in RECEIVED_AT),
         )
         for each in NETWORKS
@@ -82,9 +92,9 @@ def costs(cluster: Cluster) -> Table:
         for each in NETWORKS:
             step = STEPS[cluster.name, each.name]
             row += [
-                _cell(scaling.step_seconds(cluster, each, ranks), step),
-                _cell(scaling.step_seconds(cluster, each, ranks, BEST), step),
-                _milliseconds(scaling.pooled_seconds(cluster, each, ranks)),
+                _cell(paper.step_seconds(cluster, each, ranks), step),
+                _cell(paper.step_seconds(cluster, each, ranks, BEST), step),
+                _milliseconds(paper.pooled_seconds(cluster, each, ranks)),
             ]
         rows.append(tuple(row))
     steps = ", ".join(
@@ -101,7 +111,7 @@ def dear() -> Table:
         for network in NETWORKS:
             step = STEPS[cluster.name, network.name]
             found = (_from(cluster, network, share) for share in SHARES)
-            group = scaling.grouped_seconds(cluster, network, RANKS[-1]) / step
+            group = paper.grouped_seconds(cluster, network, RANKS[-1]) / step
             rows.append((f"{cluster.name}; {network.name}", *found, _percent(group)))
     shares = (f"over {share:.0%} from" for share in SHARES)
     note = "In brackets: if both collectives went in log2 steps."
@@ -144,10 +154,10 @@ def draw() -> Any:
     from normwright.report.figures import Axis, lines
 
     drawn = [
-        _line("every layer", scaling.step_seconds, style.WITHOUT),
-        _line("in log2 steps", partial(scaling.step_seconds, ways=BEST), style.THIRD, dashed=True),
-        _line(f"groups of {GROUP}", scaling.grouped_seconds, style.WITH),
-        _line("pooled, each time", scaling.pooled_seconds, style.FOURTH),
+        _line("every layer", paper.step_seconds, style.WITHOUT),
+        _line("in log2 steps", partial(paper.step_seconds, ways=BEST), style.THIRD, dashed=True),
+        _line(f"groups of {GROUP}", paper.grouped_seconds, style.WITH),
+        _line("pooled, each time", paper.pooled_seconds, style.FOURTH),
     ]
     step = STEPS[DRAWN[0].name, DRAWN[1].name] * 1e3
     return lines(drawn, Axis("ranks", log=True), Axis("milliseconds; dashed: a step", log=True), level=step)
@@ -163,8 +173,8 @@ def _line(name: str, cost: Callable[..., float], colour: str, *, dashed: bool = 
 def _from(cluster: Cluster, network: Network, share: float) -> str:
     step = STEPS[cluster.name, network.name]
     today, best = (
-        scaling.dear_from(partial(scaling.step_seconds, cluster, network, ways=ways), step, share)
-        for ways in (scaling.TODAY, BEST)
+        paper.dear_from(partial(paper.step_seconds, cluster, network, ways=ways), step, share)
+        for ways in (paper.TODAY, BEST)
     )
     return f"{_ranks(today)} ({_ranks(best)})"
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from normwright.bench.cases import DTYPES, OPS, OURS, PASSES, TORCH
-from normwright.bench.cells import Cell, cells, geometric_mean
-from normwright.bench.notes import OP_NAMES
+from normwright.bench.telling.cells import Cell, cells, geometric_mean
+from normwright.bench.telling.notes import OP_NAMES
 from normwright.report.document import Card, Document, Table
 from normwright.report.records import Record
 
@@ -79,16 +79,16 @@ def document(
     ordered = sorted(found, key=lambda change: change.judged)
     tables = [
         _means(found),
-        _listed("Slower in b", [c for c in reversed(ordered) if c.judged > 1]),
-        _listed("Faster in b", [c for c in ordered if c.judged < 1]),
+        _listed("Slower in NEW", [c for c in reversed(ordered) if c.judged > 1]),
+        _listed("Faster in NEW", [c for c in ordered if c.judged < 1]),
         _differences(a[1], b[1]),
     ]
     counts = [len({(c.name, c.threads) for c in cells(records)}) for records in (a[0], b[0])]
     common = len({(c.cell.name, c.cell.threads) for c in found})
     return Document(
         title="Two runs of the benchmark",
-        headline=f"b's times over a's, in the geometric mean: {told}. Above 1, b is slower.",
-        about=f"{common} cells of {counts[0]} in a and {counts[1]} in b. Over the floor, over torch: each time "
+        headline=f"NEW's times over OLD's, in the geometric mean: {told}. Above 1, NEW is slower.",
+        about=f"{common} cells of {counts[0]} in OLD and {counts[1]} in NEW. Over the floor, over torch: each time "
         "divided by the same run's. Listed by what both agree on.",
         cards=(Card("compare", "Compared", "", "", (), tables=tuple(t for t in tables if t.rows)),),
         command="normwright bench compare",
@@ -112,7 +112,8 @@ def _means(found: Sequence[Change]) -> Table:
                 if some:
                     numbers = (_number(geometric_mean(of(c) for c in some)) for of in _MEASURES.values())
                     rows.append((dtype, OP_NAMES[op], what, str(len(some)), *numbers))
-    return Table("In the mean, b over a", ("type", "operation", "pass", "times", *_MEASURES), tuple(rows))
+    titles = ("type", "operation", "pass", "times", *_MEASURES)
+    return Table("In the mean, NEW over OLD", titles, tuple(rows), names=3)
 
 
 def _listed(title: str, of: Sequence[Change]) -> Table:
@@ -136,7 +137,7 @@ def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Table:
         for name in dict.fromkeys([*facts[0], *facts[1]])
         if facts[0].get(name) != facts[1].get(name)
     )
-    return Table("What else differs", ("", "a", "b"), rows)
+    return Table("What else differs", ("", "OLD", "NEW"), rows)
 
 
 def _facts(about: Mapping[str, Any]) -> dict[str, Any]:

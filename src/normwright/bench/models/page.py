@@ -1,23 +1,24 @@
-"""What `models` counted, told: two tables, and their shares in sentences, for the terminal and docs/models.md."""
+"""What was counted, told: two tables, and their shares in sentences, for the terminal and docs/models.md."""
 
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from normwright.bench.models import (
+from normwright.bench.models.counted import (
     ACTIVATIONS,
     CARRIED,
-    COMMAND,
     NONE,
     OTHERS_RESIDUAL,
     SUM_ALONE,
     Followed,
-    counted,
+    document,
     following,
     settings,
 )
 from normwright.report import markdown
 from normwright.report.document import Table
+
+COMMAND = "python -m normwright.bench.models"
 
 
 def write(page: Path) -> None:
@@ -52,7 +53,7 @@ def following_table() -> Table:
             _architectures(kind),
         )
         rows.append((kind, *map(str, cells)))
-    rows.append(("all", str(total), "100 %", "", str(frozen), str(len(counted()["models"]))))
+    rows.append(("all", str(total), "100 %", "", str(frozen), str(len(document()["models"]))))
     columns = ("what follows", "batch norms", "share", "after a residual", "frozen ones", "architectures")
     return Table("What follows a batch norm", columns, tuple(rows), _made())
 
@@ -90,7 +91,7 @@ def in_words() -> str:
     alone, others, none = (
         share(each for each in found if each.kind == kind) for kind in (SUM_ALONE, OTHERS_RESIDUAL, NONE)
     )
-    whole = f"{total} batch norms and {frozen} frozen ones in {len(counted()['models'])} architectures."
+    whole = f"{total} batch norms and {frozen} frozen ones in {len(document()['models'])} architectures."
     return (
         f"{whole} Of the {total}, an activation follows {share(active)}: {at_once} at once, {after} after a "
         f"residual. One by one, with and without a residual: {one_by_one}.\n\n"
@@ -109,7 +110,7 @@ def _nothing(found: Iterable[Followed]) -> str:
 
 def _left_out() -> str:
     """What was not seen, and why."""
-    left_out, seen = counted()["left_out"], {model["name"] for model in counted()["models"]}
+    left_out, seen = document()["left_out"], {model["name"] for model in document()["models"]}
     none = [name for name, reason in left_out.items() if reason == "none by default"]
     return (
         f"Seen in part: {_listed(name for name in left_out if name in seen)}. Not seen, since their default "
@@ -130,10 +131,10 @@ def _percent(of: int, total: int) -> str:
 def _architectures(kind: str) -> int:
     return sum(
         any(Followed(then, 1, 0, 1).kind == kind for then in (*model["then"], *model["frozen_then"]))
-        for model in counted()["models"]
+        for model in document()["models"]
     )
 
 
 def _made() -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in counted()["made_with"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in document()["made_with"].items())
     return f"Made by `{COMMAND}`: {versions}."

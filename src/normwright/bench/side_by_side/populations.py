@@ -242,7 +242,7 @@ def run(*, into: Path | None = None, console: Console | None = None) -> None:
         blocks = (f"**{each.title}**\n\n{markdown.table(each)}" for each in tables)
         markdown.write_into(into, MARKERS, "\n\n".join(blocks) + "\n\n" + _made())
     for each in tables:
-        console.print(terminal.rich_table(each))
+        terminal.put(each, console)
     console.print(_made().replace("`", ""))
     if into is not None:
         console.print(f"The tables: {into}", soft_wrap=True)

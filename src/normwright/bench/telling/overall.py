@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from normwright.bench.cases import BOTH, DTYPES, LAYOUTS, PASSES, TORCH
-from normwright.bench.cells import Ratio, geometric_mean, is_defeat, ratios
-from normwright.bench.notes import OP_NAMES, SHOWN, state, step
-from normwright.bench.told import Told, groups, times, without_threads
+from normwright.bench.telling.cells import Ratio, geometric_mean, is_defeat, ratios
+from normwright.bench.telling.notes import OP_NAMES, SHOWN, state
+from normwright.bench.telling.told import SHORT, Told, groups, times, without_threads
 from normwright.report.document import Table, Verdict, outcome
 from normwright.report.words import Say
 
@@ -49,7 +49,7 @@ def means(told: Told, dtypes: Sequence[str] = DTYPES) -> Table:
                     str(threads),
                     dtype,
                     OP_NAMES[op],
-                    step(what, say),
+                    told.step(what),
                     *map(told.ratio, beside[:1]),
                     told.ratio(None if least == float("inf") else least),
                     *map(told.ratio, beside[1:]),
@@ -72,8 +72,9 @@ def means(told: Told, dtypes: Sequence[str] = DTYPES) -> Table:
         "least: the slowest beside torch.",
         f"x：比其快多少倍，在{state(first, say)}内存下对所有形状与布局取几何平均；最小：与 torch 相比最慢的一项。",
     )
+    words = f" {', '.join(SHORT.values())}: {', '.join(SHORT)}." if told.short else ""
     title = say("In the mean", "平均")
-    return without_threads(Table(title, titles, tuple(rows), note))
+    return without_threads(Table(title, titles, tuple(rows), note + words, names=4))
 
 
 def by_layout(told: Told) -> Table:
@@ -92,10 +93,10 @@ def by_layout(told: Told) -> Table:
         say("layout", "布局"),
         say("operation", "运算"),
         say("shapes", "形状数"),
-        *(say(f"{step(what, say)} x torch", f"{step(what, say)} x torch") for what in PASSES),
-        *(say(f"{step(what, say)} over floor", f"{step(what, say)} / 下限") for what in PASSES),
+        *(f"{told.step(what)} x torch" for what in PASSES),
+        *(say(f"{told.step(what)} over floor", f"{told.step(what)} / 下限") for what in PASSES),
     )
-    return without_threads(Table(say("By layout", "按布局"), titles, tuple(rows)))
+    return without_threads(Table(say("By layout", "按布局"), titles, tuple(rows), names=4))
 
 
 def grids(told: Told) -> list[Table]:
@@ -118,15 +119,17 @@ def grids(told: Told) -> list[Table]:
         say("shapes", "形状"),
         say("layout", "布局"),
         say("type", "类型"),
-        *(f"{step(what, say)} x torch" for what in PASSES),
-        say(f"{BOTH} over floor", f"{step(BOTH, say)} / 下限"),
+        *(f"{told.step(what)} x torch" for what in PASSES),
+        say(f"{told.step(BOTH)} over floor", f"{told.step(BOTH)} / 下限"),
     )
     note = say(
         "Geometric means over the three operations; the layers of networks count as often as they occur there.",
         "对三种运算取几何平均；网络中的层按其出现次数加权。",
     )
     return [
-        without_threads(Table(say("By where the shapes come from", "按形状来源"), titles, tuple(rows), note))
+        without_threads(
+            Table(say("By where the shapes come from", "按形状来源"), titles, tuple(rows), note, names=4)
+        )
     ]
 
 
@@ -144,7 +147,7 @@ def defeats(told: Told) -> list[Table]:
     for lost in worst[:LISTED]:
         cell = lost[0].cell
         named = (str(cell.threads), cell.size, cell.layout, cell.dtype, OP_NAMES[cell.op])
-        rows.append((*named, _lost(lost, say)))
+        rows.append((*named, _lost(lost, told)))
     more = len(worst) - len(rows)
     note = say(f"And {more} more cells.", f"另有 {more} 个单元。") if more else ""
     titles = (
@@ -155,14 +158,15 @@ def defeats(told: Told) -> list[Table]:
         say("operation", "运算"),
         say("times as fast as", "速度之比"),
     )
-    return [without_threads(Table(say("Where it is slower", "更慢之处"), titles, tuple(rows), note))]
+    title = say("Where it is slower", "更慢之处")
+    return [without_threads(Table(title, titles, tuple(rows), note, names=len(titles)))]
 
 
-def _lost(of: Sequence[Ratio], say: Say) -> str:
+def _lost(of: Sequence[Ratio], told: Told) -> str:
     """The defeats of one cell in words."""
-    parts = []
+    say, parts = told.say, []
     for (rival, allocator), some in groupby(of, key=lambda r: (r.rival, r.allocator)):
-        numbers = ", ".join(f"{step(r.what, say)} {r.value:.2f}" for r in some)
+        numbers = ", ".join(f"{told.step(r.what)} {r.value:.2f}" for r in some)
         memory = say(f", {allocator} memory", f"，{state(allocator, say)}内存")
         parts.append(f"{SHOWN[rival]}{memory if allocator != 'warm' else ''}: {numbers}")
     return "; ".join(parts)

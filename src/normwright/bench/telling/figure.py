@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from normwright.bench.cases import COMPILED, DTYPES, JAX, OPS, OURS, PASSES, TORCH
-from normwright.bench.cells import Cell, cells
-from normwright.bench.notes import OP_NAMES, SHOWN, step
+from normwright.bench.telling.cells import Cell, cells
+from normwright.bench.telling.notes import OP_NAMES, SHOWN, step
 from normwright.report import figures, style
 from normwright.report.figures import Axis, Cloud, Panel
 from normwright.report.records import Record

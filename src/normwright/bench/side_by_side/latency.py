@@ -60,7 +60,7 @@ def run(*, into: Path | None = None, console: Console | None = None) -> None:
     shown = table(lines)
     if into is not None:
         markdown.write_into(into, MARKERS, markdown.table(shown))
-    console.print(terminal.rich_table(shown))
+    terminal.put(shown, console)
 
 
 def measure(budget: Budget = DEFAULT) -> Iterable[Measured]:

@@ -1,15 +1,17 @@
 """Records on their way into tables: which cells, in which language, and how numbers are put."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from normwright.bench.cases import DTYPES, LAYOUTS, OPS, RIVALS
-from normwright.bench.cells import Cell, is_defeat
+from normwright.bench.cases import DTYPES, LAYOUTS, OPS, PASSES, RIVALS
+from normwright.bench.telling.cells import Cell, is_defeat
+from normwright.bench.telling.notes import step
 from normwright.report.document import Table
 from normwright.report.words import Say
 
 ABSENT = "-"
+SHORT = dict[str, str](zip(PASSES, ("fwd", "both", "inf"), strict=True))
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,14 @@ class Told:
         about: what stands beside the records.
         say: the language.
         lost: how a defeat is marked.
+        short: for a terminal, where a pass is one short word.
     """
 
     of: list[Cell]
     about: Mapping[str, Any]
     say: Say
     lost: str
+    short: bool = False
 
     @property
     def states(self) -> list[str]:
@@ -37,6 +41,10 @@ class Told:
     def rivals(self) -> list[str]:
         """Those who were timed."""
         return [who for who in RIVALS if any(c.timed(self.states[0], who) for c in self.of)]
+
+    def step(self, what: str) -> str:
+        """A pass."""
+        return SHORT[what] if self.short else step(what, self.say)
 
     def ratio(self, value: float | None) -> str:
         """How many times faster we are."""
@@ -61,7 +69,7 @@ def without_threads(table: Table) -> Table:
     if len({row[0] for row in table.rows}) > 1:
         return table
     rows = tuple(row[1:] for row in table.rows)
-    return Table(table.title, table.columns[1:], rows, table.note)
+    return replace(table, columns=table.columns[1:], rows=rows, names=table.names - 1)
 
 
 def threads_named(n: int, told: Told) -> str:

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 
 import normwright.torch as nw
-from normwright.bench.synchronized_networks import (
+from normwright.bench.distributed.networks import (
     ALONE,
     BARE,
     COMPOSED,
