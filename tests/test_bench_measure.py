@@ -247,8 +247,7 @@ BLOCK = 64 << 20
 def block():
     """Pages of the system's own: malloc may have as much lying free below something in use, resident already."""
     pages = mmap.mmap(-1, BLOCK)
-    for start in range(0, BLOCK, mmap.PAGESIZE):
-        pages[start] = 1
+    pages[:: mmap.PAGESIZE] = bytes(BLOCK // mmap.PAGESIZE)  # written, and so resident
     return pages
 
 

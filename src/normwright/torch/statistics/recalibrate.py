@@ -64,7 +64,8 @@ def recalibrate(
             which is 0.
         group: "world" or a ProcessGroup: statistics of all processes' batches together, the same bits in each.
             Their numbers of batches may differ, and be 0. `prior` counts the old statistics of rank 0. Where one
-            process fails or is interrupted, all do, and no model has changed. Default None: this process alone.
+            process fails or is interrupted, all do, and no model has changed. Not with "moving", which has one
+            order of batches. Default None: this process alone.
         progress: True, False or a function of (batches done, batches in all or None). Default None: a bar, where
             stderr is a terminal and it takes longer than 2 seconds.
 
