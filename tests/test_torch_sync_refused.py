@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 import normwright.torch as nw
 from beside_torch import normal, state, untouched
@@ -51,27 +51,44 @@ def spread(rank):
     own = [t.chunk(2)[rank] for t in (x, residual)]
     given = {"x": own[0], "weight": numbers[0], "bias": numbers[1], "residual": own[1]}
     joined = {"x": x, "weight": numbers[0], "bias": numbers[1], "residual": residual}
-    want = nw.batch_norm(**joined, training=True).chunk(2)[rank]
+    for t in joined.values():
+        t.requires_grad_()
+    want = nw.batch_norm(**joined, training=True)
+    towards = normal(6, 3, dtype=F64, seed=4)
+    want.backward(towards)
+    gradients = {name: t.grad.clone() for name, t in joined.items()}
     for name, placed in {
         "x": Shard(0),
         "weight": Replicate(),
         "bias": Replicate(),
         "residual": Replicate(),
     }.items():
-        whole = DTensor.from_local(given[name], mesh, [placed])
+        whole = DTensor.from_local(given[name].detach().clone(), mesh, [placed]).requires_grad_()
         beside = (
-            {"residual": DTensor.from_local(own[1], mesh, [placed])} if name == "x" else {}
+            {"residual": DTensor.from_local(own[1].detach(), mesh, [placed])} if name == "x" else {}
         )  # of x's shape
         is_number = name in ("weight", "bias")
-        how = "full_tensor()" if is_number else "to_local() where that is this process's samples"
+        how = "to_local() where that is this process's samples."
+        if is_number:
+            how = "full_tensor(grad_placements=[Partial()] * 1): each process has a part of its gradient."
         words = f"expected {name} to be this process's own with sync, got a DTensor, which several hold"
-        words = re.escape(f"batch_norm: {words}. Use {name}.{how}.")
+        words = re.escape(f"batch_norm: {words}. Use {name}.{how}")
         with overheard() as said, pytest.raises(nw.DtypeError, match=words):
             nw.batch_norm(**{**given, name: whole, **beside}, training=True, sync="world")
         assert said.moments == []
-        own_again = whole.full_tensor() if is_number else whole.to_local()
-        y = nw.batch_norm(**{**given, name: own_again}, training=True, sync="world")
-        same("y", y, want)  # float64 of the order of 1
+        again = whole.full_tensor(grad_placements=[Partial()] * 1) if is_number else whole.to_local()
+        y = nw.batch_norm(**{**given, name: again}, training=True, sync="world")
+        same("y", y, want.chunk(2)[rank])  # float64 of the order of 1
+        y.backward(towards.chunk(2)[rank])
+        expected = gradients[name] if is_number else gradients[name].chunk(2)[rank]
+        same(f"d{name}", whole.grad.full_tensor() if is_number else whole.grad.to_local(), expected)
+    buffers = dict(zip(("running_mean", "running_var"), numbers, strict=True))
+    for name, t in buffers.items():
+        several = {**buffers, name: DTensor.from_local(t.detach(), mesh, [Replicate()])}
+        words = f"expected {name} to be .*, which several hold. Keep {name} out of what is distributed"
+        with overheard() as said, pytest.raises(nw.DtypeError, match=words):
+            nw.batch_norm(own[0].detach(), **several, training=True, sync="world")
+        assert said.moments == []
     layer = nw.BatchNorm1d(3, sync="world", dtype=F64)
     before = state(layer)
     with pytest.raises(nw.DtypeError, match="BatchNorm1d: expected x to be this process's own with sync"):

@@ -118,7 +118,7 @@ def evaluates(rank):
 
 
 def test_a_rank_that_evaluates_where_others_train_is_an_error_after_the_timeout(processes):
-    processes.run(evaluates, timeout=1.0)
+    processes.run(evaluates, timeout=2.0)
 
 
 # --- threads and groups ----------------------------------------------------------

@@ -79,8 +79,7 @@ def stale(rank, folder):
     """Groups of a world that has ended, where others have their names."""
     old = [dist.group.WORLD, dist.new_group([0, 1]), [dist.new_group([k]) for k in range(2)][rank]]
     layers = [nw.BatchNorm1d(3, sync=group, dtype=F64) for group in old]
-    for layer in layers:
-        layer(PARTS[rank])
+    late = [layer(PARTS[rank].clone().requires_grad_()) for layer in layers]
     dist.destroy_process_group()
     begin(f"{folder}/again", rank, 2)
     new = [dist.group.WORLD, dist.new_group([0, 1]), [dist.new_group([k]) for k in range(2)][rank]]
@@ -99,6 +98,10 @@ def stale(rank, folder):
             with pytest.raises(nw.ShapeError, match=f"expected group {words}"):
                 call()
         untouched(layer, before)
+    for y in late[:2]:  # the third shared its batch with nobody
+        words = "expected the group of its forward pass in backward, got one that was destroyed"
+        with pytest.raises(nw.SyncError, match=words):
+            y.sum().backward()
     layers[1].sync = new[1]
     joined = nn.functional.batch_norm(PARTS.flatten(0, 1), None, None, training=True).view(2, 4, 3)[rank]
     same("y", layers[1](PARTS[rank]), joined)

@@ -4,10 +4,12 @@ All ranks send the same messages whatever way each takes to its numbers (kernels
 move their statistics by the same bits.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from normwright.core.checks import SyncError, TransformError, message
@@ -18,6 +20,11 @@ from normwright.torch.watched import being_traced
 def is_told(t: Tensor) -> bool:
     """Whether Python may know a number without waiting for a device, or leaving a graph."""
     return not being_traced() and type(t) is Tensor and t.is_cpu
+
+
+def is_there(group: Any) -> bool:
+    """Whether a group was not destroyed. In another world its name may be that of another group."""
+    return group in dist.distributed_c10d._world.pg_map  # torch's public way to ask copies all ranks
 
 
 class Whole(NamedTuple):
@@ -44,6 +51,7 @@ class Peers(NamedTuple):
         label: the layer's, for errors.
         tag: a number that is the same where the layer is; 0 where that is not known.
         lone: what a single value per channel in all of them does, as a layer's `on_degenerate`.
+        group: itself, while anybody has it; None in a graph, which knows groups by their names.
     """
 
     name: str
@@ -51,6 +59,7 @@ class Peers(NamedTuple):
     label: str
     tag: int
     lone: str
+    group: Callable[[], Any] | None = None
 
     def gather(self, count: int, mean: Tensor, mean_tail: Tensor, m2: Tensor) -> Tensor:
         """Every rank's moments, a row (count, mean (C,), mean_tail (C,), m2 (C,)) each, in the order of ranks.
@@ -81,7 +90,7 @@ class Peers(NamedTuple):
         """The sums over all ranks: one all-reduce.
 
         Raises:
-            SyncError: a rank did not come, or came with another layer.
+            SyncError: a rank did not come, or came with another layer, or the group was destroyed.
             TransformError: vmap asks for several backward passes in one, whose sums no message carries.
         """
         if not being_traced() and any(is_batched(sums) for is_batched in _BATCHED):
@@ -90,6 +99,9 @@ class Peers(NamedTuple):
                 "Ask for one at a time.",
             )
             raise TransformError(message(self.label, expected, "one", remedy=remedy))
+        if not being_traced() and self.group is not None and not is_there(self.group()):
+            expected, remedy = "the group of its forward pass in backward", "Destroy groups when all is done."
+            raise SyncError(message(self.label, expected, "one that was destroyed", remedy=remedy))
         header = sums.new_empty(2)
         header[0] = self.tag
         header[1] = self.tag != 0

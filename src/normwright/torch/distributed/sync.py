@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch.distributed as dist
 
 from normwright.core.checks import DtypeError, ShapeError, message
-from normwright.torch.distributed.peers import Peers, waited
+from normwright.torch.distributed.peers import Peers, is_there, waited
 from normwright.torch.watched import being_traced
 
 SyncLike = Literal["world"] | Any  # None, or a ProcessGroup, whose class a torch without distribution lacks
@@ -91,11 +91,6 @@ def check_member(call: str, argument: str, group: object) -> None:
         raise ShapeError(message(call, expected, "a group without it", remedy=remedy))
 
 
-def is_there(group: Any) -> bool:
-    """Whether a group was not destroyed."""
-    return group in dist.distributed_c10d._world.pg_map  # torch's public way to ask copies all ranks
-
-
 def check_there(call: str, argument: str, group: Any) -> None:
     """Raise ShapeError where `group` was destroyed: in another world its name may be that of another group."""
     if not is_there(group):
@@ -125,11 +120,15 @@ def peers_of(sync: Sync, call: str, label: str, lone: str) -> Peers | None:
     """
     if being_traced() and dist.is_available() and dist.is_initialized():
         dist.group.WORLD  # noqa: B018  # a compiler that saw it compiles again in another world
-    name, size = _resolved(sync, call, label)
-    return None if size == 1 else Peers(name, size, label, _tag(label), lone)
+    if being_traced():
+        (name, size), group = _resolved(sync, call, label), None
+    else:
+        there = _group_of(sync, call, label)
+        name, size, group = there.group_name, there.size(), weakref.ref(there)
+    return None if size == 1 else Peers(name, size, label, _tag(label), lone, group)
 
 
-def _resolved(sync: Sync, call: str, label: str) -> tuple[str, int]:
+def _group_of(sync: Sync, call: str, label: str) -> Any:
     group = sync.group
     if group is None:
         group = world(call, "Call torch.distributed.init_process_group first, or set layer.sync = None.")
@@ -137,6 +136,11 @@ def _resolved(sync: Sync, call: str, label: str) -> tuple[str, int]:
         check_there(label, "sync", group)
     if group is dist.group.WORLD:
         group = _worlds_own(group, label)
+    return group
+
+
+def _resolved(sync: Sync, call: str, label: str) -> tuple[str, int]:
+    group = _group_of(sync, call, label)
     return group.group_name, group.size()
 
 

@@ -52,7 +52,8 @@ def batch_norm_train(
         where = checks.where_channels_are(x.shape, axis)
         raise checks.ShapeError(checks.message(call, "a channel or more in training", "none", where))
     if not being_traced():
-        _check_is_own(call, x=x, weight=weight, bias=bias, residual=residual)
+        buffers = {"running_mean": running.mean, "running_var": running.var}
+        _check_is_own(call, x=x, weight=weight, bias=bias, residual=residual, **buffers)
         _check_can_follow(call, x, weight, bias, residual)
     of = composed.Channels(x, axis)
     rows = peers.gather(of.values, *composed.moments(wide(x.detach()), of))
@@ -104,9 +105,16 @@ def _check_is_own(call: str, **given: Tensor | None) -> None:
     for name, t in given.items():
         if isinstance(t, spread.DTensor):
             expected, got = f"{name} to be this process's own with sync", "a DTensor, which several hold"
-            how = "to_local() where that is this process's samples"
-            remedy = f"Use {name}.{how if name in ('x', 'residual') else 'full_tensor()'}."
-            raise checks.DtypeError(checks.message(call, expected, got, remedy=remedy))
+            raise checks.DtypeError(checks.message(call, expected, got, remedy=_instead(name, t)))
+
+
+def _instead(name: str, spread: Any) -> str:
+    if name in ("x", "residual"):
+        return f"Use {name}.to_local() where that is this process's samples."
+    if name.startswith("running"):
+        return f"Keep {name} out of what is distributed."
+    whole = f"{name}.full_tensor(grad_placements=[Partial()] * {spread.device_mesh.ndim})"
+    return f"Use {whole}: each process has a part of its gradient."
 
 
 def _check_can_follow(call: str, x: Tensor, weight: Tensor | None, *others: Tensor | None) -> None:
