@@ -41,7 +41,7 @@ def console():
 
 @measures
 def test_a_small_benchmark_measures_each_state_apart_and_writes_what_it_prints(tmp_path, console):
-    path, picture = tmp_path / "new" / "results.json", tmp_path / "speed.svg"
+    path, picture = tmp_path / "results.json", tmp_path / "speed.svg"
     order = Order(names=("torch",), threads=(1,))
     assert run.run(order, of=GRID, budget=BUDGET, into=path, figure=picture, console=console)
     measured, about = records.read(path)
@@ -121,10 +121,14 @@ def test_a_run_in_which_someone_was_refused_ends_with_a_line_and_a_code(monkeypa
 
 
 @measures
-def test_a_folder_in_place_of_the_file_is_refused_before_anything_is_measured(tmp_path):
-    for options in ({"into": tmp_path}, {"figure": tmp_path}):
-        with pytest.raises(IsADirectoryError, match="it is a folder"):
-            run.run(Order(), of=GRID, budget=BUDGET, **options)
+@pytest.mark.parametrize("option", ["into", "figure"])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path, monkeypatch, option):
+    monkeypatch.setattr(run, "Workers", lambda *_: pytest.fail("the work was begun"))
+    with pytest.raises(IsADirectoryError, match="Is a directory"):
+        run.run(Order(), of=GRID, budget=BUDGET, **{option: tmp_path})
+    with pytest.raises(FileNotFoundError, match="none"):
+        run.run(Order(), of=GRID, budget=BUDGET, **{option: tmp_path / "none" / "x"})
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_time_left_goes_by_all_that_went_before():

@@ -1,5 +1,6 @@
 """`normwright inspect`: what it prints, how it ends, and one line for a file that cannot be read."""
 
+import json
 import os
 from pathlib import Path
 
@@ -54,6 +55,20 @@ def test_findings_are_written_as_records(model):
         ("never trained", "3", "error"),
     ]
     assert (about["experiment"], about["layers"]) == ("inspect", 2)
+
+
+def test_findings_go_into_a_pipe(model):
+    """As `--json >(jq .)`: a descriptor of the process, in a folder where nobody makes files."""
+    reader, writer = os.pipe()
+    try:
+        told = cli.invoke(app, ["inspect", "in.pt", "--json", f"/dev/fd/{writer}", "--fail-on", "never"])
+        os.close(writer)
+        with open(reader, closefd=False) as end:
+            text = end.read()
+    finally:
+        os.close(reader)
+    assert told.exit_code == 0, told.output
+    assert json.loads(text)["experiment"] == "inspect"
 
 
 def test_a_safetensors_file_is_inspected_as_any(model):

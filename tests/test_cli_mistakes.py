@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -208,6 +209,26 @@ def test_weights_of_another_shape_are_told_whole_with_their_file():
     assert "torch.Size([4, 3, 1, 1]) from checkpoint" in told.stderr
     assert "torch.Size([8, 3, 1, 1])" in told.stderr
     assert "; and 3 more." in told.stderr  # of weight and bias, and four of the layer's
+
+
+def test_out_is_replaced_whole_so_its_folder_alone_must_take_it(monkeypatch):
+    Path("out.pt").write_text("old")
+    # no rights of files bind root
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != "out.pt")
+    told = command("--force")
+    assert told.exit_code == 0, told.output
+    assert torch.load("out.pt").keys() == torch.load("in.pt").keys()
+
+
+def test_an_out_whose_folder_takes_no_files_is_refused_though_it_is_there(monkeypatch):
+    def denied(**_):
+        raise PermissionError(13, "Permission denied")
+
+    Path("old.pt").write_text("old")
+    monkeypatch.setattr(tempfile, "TemporaryFile", denied)
+    monkeypatch.setattr(statistics, "called", lambda *_: pytest.fail("the model was built"))
+    refused(command("--force", "--out", "old.pt"), "recalibrate: .: Permission denied")
+    assert Path("old.pt").read_text() == "old"
 
 
 # --- names ------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import re
 import socket
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from unittest import mock
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from typer.testing import CliRunner
 
 import normwright.torch as nw
-from normwright.cli import app, usage
+from normwright.cli import app, torchrun, verify
 from normwright.report import records
 from normwright.torch.distributed import launched, peers
 
@@ -76,11 +76,18 @@ def as_large_as_the_others(self, *moments):
     return rows
 
 
+@contextmanager
+def together(rank):
+    """As if torchrun had started the processes, which have their group already."""
+    there = mock.patch.object(launched, "everyone", return_value=nullcontext(rank))
+    with mock.patch.object(verify, "is_launched", return_value=True), there:
+        yield
+
+
 def with_a_wrong_merge(rank):
     """The command on processes that have their group already."""
     wrong = mock.patch.object(peers.Peers, "gather", as_large_as_the_others)
-    there = mock.patch.multiple(launched, is_launched=lambda: True, everyone=lambda _: nullcontext(rank))
-    with wrong, there:
+    with wrong, together(rank):
         ran = cli.invoke(app, ["verify-sync"])
     return ran.exit_code, ran.stdout
 
@@ -139,8 +146,7 @@ def test_a_rank_that_does_not_start_ends_in_one_line(started, monkeypatch):
 def with_records_at(rank, path):
     """The command on processes that have their group already, which never come to the work."""
     worked = mock.patch.object(nw, "verify_sync", side_effect=AssertionError("the work was begun"))
-    there = mock.patch.multiple(launched, is_launched=lambda: True, everyone=lambda _: nullcontext(rank))
-    with worked, there:
+    with worked, together(rank):
         ran = cli.invoke(app, ["verify-sync", "--json", str(path)])
     return ran.exit_code, ran.output
 
@@ -165,7 +171,7 @@ WRONG = [["verify-sync", "--jsn", "x"], ["verify-snc"], ["verify-sync", "--backe
 @pytest.mark.parametrize("line", WRONG, ids=" ".join)
 def test_a_mistyped_line_is_told_by_rank_0_and_ends_all_in_one_code(started, monkeypatch, line):
     started(2)
-    monkeypatch.setattr(usage, "_MOMENT", 0.0)
+    monkeypatch.setattr(torchrun, "_MOMENT", 0.0)
     ran = cli.invoke(app, line)
     assert (ran.exit_code, bool(ran.stderr)) == (2, True)
     monkeypatch.setenv("RANK", "1")
@@ -185,7 +191,7 @@ def test_a_process_of_a_scheduler_that_stands_alone_tells_its_own_mistakes(monke
 def test_what_cannot_be_tried_on_any_rank_is_told_once(started, monkeypatch, rank, words):
     started(2)
     monkeypatch.setenv("RANK", rank)
-    monkeypatch.setattr(usage, "_MOMENT", 0.0)
+    monkeypatch.setattr(torchrun, "_MOMENT", 0.0)
     monkeypatch.setattr(launched, "everyone", mock.Mock(side_effect=nw.ShapeError("no.")))
     ran = cli.invoke(app, ["verify-sync"])
     assert (ran.exit_code, ran.output) == (2, words)

@@ -33,3 +33,7 @@ def test_from_the_first_step_on_it_is_not_said_any_more():
 def test_words_of_usual_length_are_whole_at_80_columns():
     words = "deep CNN with BN, rate 0.1, try 3"
     assert f"race: {words} " in last(shown(lambda bars: bars.begin("race", words)), "race")
+
+
+def test_what_is_done_is_words_and_no_markup():
+    assert "race: [/x] :a: " in last(shown(lambda bars: bars.begin("race", "[/x] :a:")), "race")

@@ -1,9 +1,15 @@
 """Tables as wide as the terminal: what fits is left as it is, what does not goes over lines, then below itself."""
 
+from collections import Counter
+
+import numpy as np
 import pytest
 
-from normwright.report.document import Table
+from normwright.report import terminal
+from normwright.report.document import Notice, Table
 from normwright.report.fitting import fit
+from normwright.torch.distributed.pooling import LayerPooling, Pooling
+from normwright.torch.statistics.drift import Drift, LayerDrift
 from terminals import assert_every_word_is_whole, shown
 
 HEADS = (
@@ -16,6 +22,7 @@ WIDE = Table(
     tuple((str(2**k), *(f"{k}{i},000 ms ({i}%)" for i in range(6))) for k in range(3)),
     "A note.",
 )
+LONG = ("features.denseblock1.denselayer12.norm1", "module.encoder.layer4.1.downsample.1")
 NATURAL = sum(max(map(len, column)) for column in zip(HEADS, *WIDE.rows, strict=True)) + 3 * len(HEADS) + 1
 
 
@@ -77,6 +84,100 @@ def test_what_fits_in_no_way_is_broken_and_all_there():
         for letter in "x0":
             told = sum(cell.count(letter) for row in table.rows for cell in row)
             assert sum(line.count(letter) for line in lines) >= told
+
+
+def letters(lines):
+    """How often each sign is there that is not a table's own."""
+    return Counter("".join(lines)) - Counter(" ─" * 10_000)
+
+
+@pytest.mark.parametrize("names", [1, 4])
+@pytest.mark.parametrize("numbers", [True, False])
+@pytest.mark.parametrize("width", [16, 20, 30, 40, 50, 60])
+def test_every_letter_of_every_cell_is_there_however_narrow_the_terminal(width, names, numbers):
+    heads = ("threads", "layout", "operation", "type", "x")
+    rows = (("1", "channels-last", "batch norm", "float32", "1,234"), ("all", "NCHW", "形状", "q" * 30, "9"))
+    table = Table("", heads, rows, names=names)
+    lines = shown(table, width, numbers=numbers)
+    told = letters(lines)
+    assert not letters(cell for row in (heads, *rows) for cell in row) - told
+    five = 6 + 5 * 3 + 1  # a letter for each of five columns, two for a Chinese one: below, nothing fits
+    assert max(map(len, lines)) <= (width if names == 1 or width > five else five)
+
+
+def test_heads_are_broken_before_numbers_are():
+    table = Table("", ("operations", "calls"), (("bn", "1,234,567"),))
+    (part,) = fit(table, 18)
+    assert part.widths == (2, 9)
+
+
+def test_long_dotted_names_go_over_lines_before_a_table_is_taken_apart():
+    table = Table("", ("layer", *(f"{k} of them" for k in "abcd")), tuple((name, *"1234") for name in LONG))
+    natural = 39 + 4 * 9 + 5 * 3 + 1
+    (part,) = fit(table, natural)
+    assert part.table == table
+    (part,) = fit(table, natural - 1)
+    assert part.table.rows[0][0].split("\n") == ["features.denseblock1.denselayer12.", "norm1"]
+    (part,) = fit(table, 60)
+    assert [row[0].split("\n") for row in part.table.rows] == [
+        ["features.", "denseblock1.", "denselayer12.", "norm1"],
+        ["module.", "encoder.", "layer4.1.", "downsample.1"],
+    ]
+    assert max(map(len, shown(table, 60))) <= 60
+
+
+@pytest.mark.parametrize(
+    "word", ["layer1.0.bn1", "1234567890.25", "1,234,567.891", "2.13.0.20260101", "x" * 13]
+)
+def test_short_names_and_numbers_are_no_dotted_names(word):
+    table = Table("", ("layer", "n"), ((word, "1" * 12),))
+    for width in (len(word) + 12 + 7, len(word) + 12 + 6, 20):
+        assert {part.table.rows[0][0] for part in fit(table, width)} == {word}
+
+
+def test_a_head_says_what_it_means_wherever_it_stands():
+    zero, one = np.zeros(1), np.ones(1)
+    moved = Drift(tuple(LayerDrift(name, 16_056_320, zero, one, one, one) for name in LONG), (), (), 1, 2)
+    rows = (zero[None].repeat(2, 0), one[None].repeat(2, 0))
+    weighed = [LayerPooling(name, "equally", np.array([0.5, 0.5]), *rows, one, one) for name in LONG]
+    for table in (moved.table(), Pooling(tuple(weighed), (), 2).table()):
+        assert len(set(table.columns)) == len(table.columns)
+        for head in table.columns:
+            statistic = head.endswith(("median", "largest", "smallest"))
+            assert statistic == head.startswith(("mean shift, ", "var ratio, "))
+    assert len(fit(moved.table(), 80)) == 1
+
+
+def test_heads_are_words_and_no_markup():
+    heads = ("[/x]", ":a:", "[bold]b[/bold]")
+    for numbers in (True, False):
+        lines = shown(Table("", heads, (("1", "2", "3"),)), 80, numbers=numbers)
+        assert lines[1].split() == list(heads)
+
+
+@pytest.mark.parametrize(("columns", "wide"), [(None, 116), ("60", 60), ("90", 90), ("300", 116)])
+def test_all_text_is_as_wide_as_the_terminal(monkeypatch, columns, wide):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr("os.get_terminal_size", no_terminal)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    words = Table("", ("a",), (("ab " * 200,),))
+    notice = Notice("n", "note", "ab " * 200, words, "")
+    texts = terminal.table_as_text(words), terminal.as_text("", "ab " * 200, [notice])
+    for text in texts:
+        longest = max(map(len, text.splitlines()))
+        assert wide - 4 <= longest <= wide  # a word of two and a space
+
+
+def no_terminal(_):
+    raise OSError
+
+
+def test_text_and_terminal_show_the_same(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = [line.rstrip() for line in shown(WIDE, 80)]
+    text = terminal.table_as_text(Table("", WIDE.columns, WIDE.rows))
+    assert text == "\n".join(lines).strip("\n")
 
 
 def test_a_table_without_rows_or_without_other_columns_is_printed():

@@ -3,11 +3,9 @@
 import os
 import re
 import shlex
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from errno import EISDIR
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from normwright.kernels import NATIVE
 from normwright.report import records, terminal
 from normwright.report.records import Record
 from normwright.report.words import Say
+from normwright.report.writable import check_writable
 
 FULL_BUDGET, QUICK_BUDGET = Budget(seconds=0.6, least=5, most=300), Budget(seconds=0.25, least=3, most=100)
 SLOW = (cases.COMPILED, cases.JAX)
@@ -117,7 +116,7 @@ def run(
 
     Args:
         order: what.
-        into: a file for the records; None writes nothing.
+        into: a file for the records, in a folder that is there; None writes nothing.
         figure: a file for a picture of them.
         console: where to print.
         of, budget: others than those `order.quick` chooses from.
@@ -125,14 +124,14 @@ def run(
     Raises:
         CannotMeasure: no native kernels, nothing chosen, a contender that is not here, or a process broke.
         WrongValues: a sweep of the floor does not do what it should.
-        OSError: a file cannot be written; raised before anything is measured.
+        OSError: a file cannot be written, or its folder is not there: raised before anything is measured.
     """
     if not NATIVE:
         raise CannotMeasure(f"there is nothing to measure: {machine.PURE}.")
     console = console or Console()
     for file in (into, figure):
         if file is not None:
-            _claim(file)
+            check_writable(file)
     names, missing = _contenders(order)
     states = allocators()
     if len(states) == 1:
@@ -301,12 +300,3 @@ def _bar(jobs: Sequence[Job], console: Console) -> Iterator[Callable[[Job], Call
 
         yield begin
         progress.update(task, description="Measured", completed=before)
-
-
-def _claim(file: Path) -> None:
-    """Make the file's folder and see that it can be written, before minutes are spent."""
-    if file.is_dir():
-        raise IsADirectoryError(EISDIR, "it is a folder")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=file.parent):
-        pass

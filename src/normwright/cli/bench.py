@@ -7,7 +7,7 @@ import typer
 
 from normwright.cli.leaving import need, stop, tables
 from normwright.cli.options import SVG, Figure, Json, Tables
-from normwright.cli.places import need_file
+from normwright.cli.places import need_file, need_folder
 from normwright.cli.usage import Command, Group
 
 app = typer.Typer(
@@ -62,11 +62,13 @@ def measure(
 
     if json is not None and save is not None:
         stop("normwright bench: expected --json or --save, got both.", code=2)
-    need_file("normwright bench", json)
-    need_file("normwright bench", figure, SVG)
     into = json if save is None else save / benchmark.file_name()
     try:
         order = benchmark.Order.of(quick=quick, threads=threads, only=only, contenders=contenders)
+    except benchmark.CannotMeasure as reason:
+        stop(f"normwright bench: {reason}", code=2)
+    _need_places(into, save, figure)
+    try:
         right = benchmark.run(order, into=into, figure=figure)
     except benchmark.CannotMeasure as reason:
         stop(f"normwright bench: {reason}", code=2)
@@ -80,10 +82,18 @@ def measure(
         stop("normwright bench: some contenders computed something else, and were not timed there.", code=1)
 
 
+def _need_places(into: Path | None, save: Path | None, figure: Path | None) -> None:
+    """Leave with one line where the records `into`, or the picture, cannot be written; `save` is made."""
+    need_file("normwright bench", figure, SVG)
+    if save is not None:
+        need_folder("normwright bench", save)
+    need_file("normwright bench", into)
+
+
 @app.command(cls=Command)
 def compare(
-    a: Annotated[Path, typer.Argument(metavar="OLD", help="Records of the earlier run, a in the tables.")],
-    b: Annotated[Path, typer.Argument(metavar="NEW", help="Records of the later run, b in the tables.")],
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="Records of the earlier run.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="Records of the later run.")],
 ) -> None:
     """Compare two runs: our times, as measured, over the floor and over torch of the same run."""
     from rich.console import Console
@@ -93,7 +103,7 @@ def compare(
     from normwright.report.words import Say
 
     read = []
-    for file in (a, b):
+    for file in (old, new):
         try:
             read.append(records.read(file))
         except OSError as error:
@@ -103,7 +113,7 @@ def compare(
     try:
         terminal.show(side_by_side.document(read[0], read[1]), Console(), Say())
     except (ValueError, KeyError) as error:
-        stop(f"normwright bench compare: {a} and {b}: {error}", code=1)
+        stop(f"normwright bench compare: {old} and {new}: {error}", code=1)
 
 
 def behaviour(

@@ -29,7 +29,8 @@ def synchronized(
 def scaling(
     into: Tables = None,
     figure: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="SVG file for a picture of the costs.")
+        Path | None,
+        typer.Option(metavar="FILE", readable=False, help="SVG file for a picture of the costs."),
     ] = None,
 ) -> None:
     """Reckon what synchronizing costs on 1 to 4096 ranks, from latencies and bandwidths; nothing is measured."""

@@ -1,13 +1,15 @@
-"""Where files will be written: seen before the work begins. A file's folder must be there; no command makes one."""
+"""Where files will be written: seen before the work begins.
 
-import errno
+A file's folder must be there; only an option that names a folder makes it.
+"""
+
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from normwright.cli.leaving import stop
 from normwright.core.checks import ShapeError, message
+from normwright.report.writable import check_replaceable, check_writable
 
 
 def check_file(path: Path | None, suffixes: Sequence[str] = ()) -> None:
@@ -15,22 +17,22 @@ def check_file(path: Path | None, suffixes: Sequence[str] = ()) -> None:
 
     Raises:
         ShapeError: its name ends in none of `suffixes`, where there are some.
-        OSError: it is a folder, or its own does not exist, or may not be written to.
+        OSError: it is a folder, or may not be written to; or its folder does not exist, or takes no files.
     """
-    if path is None:
-        return
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if suffixes and path.suffix.lower() not in suffixes:
-        *others, last = suffixes
-        listed = f"{', '.join(others)} or {last}" if others else last
-        got = path.suffix or "none of that kind"
-        raise ShapeError(message(str(path), f"a name that ends in {listed}", got))
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:  # of a name that nobody asked for
-        raise OSError(error.errno, error.strerror, str(path.parent)) from error
+    if path is not None:
+        check_writable(path)
+        _check_suffix(path, suffixes)
+
+
+def check_whole(path: Path, suffixes: Sequence[str]) -> None:
+    """Raise unless a file can appear there whole: made beside it and renamed, whatever file was there.
+
+    Raises:
+        ShapeError: its name ends in none of `suffixes`.
+        OSError: it is a folder; or its folder does not exist, or takes no files.
+    """
+    check_replaceable(path)
+    _check_suffix(path, suffixes)
 
 
 def need_file(call: str, path: Path | None, suffixes: Sequence[str] = ()) -> None:
@@ -39,6 +41,14 @@ def need_file(call: str, path: Path | None, suffixes: Sequence[str] = ()) -> Non
         check_file(path, suffixes)
     except ShapeError as error:
         stop(f"{call}: {error}", code=2)
+    except OSError as error:
+        stop(f"{call}: {error.filename}: {error.strerror}", code=2)
+
+
+def need_folder(call: str, path: Path) -> None:
+    """Make a folder where there is none; leave with one line where that cannot be. `call` is whose it is."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         stop(f"{call}: {error.filename}: {error.strerror}", code=2)
 
@@ -66,6 +76,14 @@ def check_apart(given: Path, *written: Path | None) -> None:
                 expected, remedy = f"another file than {which}", "Choose another name."
                 raise ShapeError(message(str(path), expected, told, remedy=remedy))
         files.append(path)
+
+
+def _check_suffix(path: Path, suffixes: Sequence[str]) -> None:
+    if suffixes and path.suffix.lower() not in suffixes:
+        *others, last = suffixes
+        listed = f"{', '.join(others)} or {last}" if others else last
+        got = path.suffix or "none of that kind"
+        raise ShapeError(message(str(path), f"a name that ends in {listed}", got))
 
 
 def _is_one_file(a: Path, b: Path) -> bool:

@@ -9,7 +9,7 @@ import typer
 from normwright.cli.leaving import need, stop
 from normwright.cli.named import NotFoundError, batches, called
 from normwright.cli.options import SVG, Json
-from normwright.cli.places import check_apart, check_file, check_new
+from normwright.cli.places import check_apart, check_file, check_new, check_whole
 from normwright.cli.users import Batches, UsersError
 
 Weights = Annotated[
@@ -31,6 +31,7 @@ Out = Annotated[
     Path,
     typer.Option(
         metavar="FILE",
+        readable=False,
         help="Another file: a copy of --weights with new statistics. Its suffix says its format: .safetensors, "
         "or a torch file (.pt, .pth, .bin, .ckpt, .tar, or the suffix of --weights).",
     ),
@@ -103,10 +104,12 @@ def recalibrate(
     entry: Entry = None,
     force: Annotated[bool, typer.Option("--force", help="Replace --out where it exists.")] = False,
     json: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File for the drift, layer by layer.")
+        Path | None,
+        typer.Option(metavar="FILE", readable=False, help="File for the drift, layer by layer."),
     ] = None,
     figure: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="SVG file for a picture of the drift.")
+        Path | None,
+        typer.Option(metavar="FILE", readable=False, help="SVG file for a picture of the drift."),
     ] = None,
 ) -> None:
     """Measure the running statistics of a model anew, on data, and write its weights with them.
@@ -124,7 +127,7 @@ def recalibrate(
     try:
         check_apart(weights, out, json, figure)
         check_new(out, force)
-        check_file(out, [*checkpoint.SUFFIXES, *{weights.suffix.lower()} - {"", *checkpoint.SUFFIXES}])
+        check_whole(out, [*checkpoint.SUFFIXES, *{weights.suffix.lower()} - {"", *checkpoint.SUFFIXES}])
         check_file(json)
         check_file(figure, SVG)
         read = checkpoint.read(weights)

@@ -1,26 +1,12 @@
 """How commands show what they take, and who tells what was wrong with it: rank 0, where there are ranks."""
 
-import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-_MOMENT = 3.0  # seconds in which rank 0 tells: torchrun ends all processes as soon as one has left
-
-
-def leave_to_rank_0(code: int) -> None:
-    """Leave without a word on another rank than 0 of processes with one command line; else go on, and tell."""
-    if os.environ.get("RANK", "0") == "0":
-        return
-    from normwright.torch.distributed import launched  # late: it imports torch
-
-    if launched.is_launched():  # schedulers set RANK too, for processes that stand alone
-        time.sleep(_MOMENT)
-        raise typer.Exit(code)
+from normwright.cli.torchrun import leave_to_rank_0
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import typer
 from normwright.cli.leaving import need, stop
 from normwright.cli.options import Json
 from normwright.cli.places import check_file
-from normwright.cli.usage import leave_to_rank_0
+from normwright.cli.torchrun import is_launched, leave_to_rank_0
 
 _CALL = "normwright verify-sync"
 
@@ -30,12 +30,11 @@ def verify_sync(
     Exit status, on every rank: 0, or 1 where a case fails or a rank does not come, or 2 for what cannot be tried.
     """
     need("torch", {"torch": "torch"})
-    from normwright.torch.distributed import launched, ranks
-
-    if not launched.is_launched():
+    if not is_launched():
         command = f"torchrun --nproc-per-node 2 -m {_CALL}"
         stop(f"{_CALL}: expected to be started by torchrun, got no ranks. Type: {command}", code=2)
     import normwright.torch as nw
+    from normwright.torch.distributed import launched, ranks
 
     try:
         with launched.everyone(backend) as rank:

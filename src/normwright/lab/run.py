@@ -3,7 +3,6 @@
 import ast
 import hashlib
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from normwright.lab.registry import EXPERIMENTS
 from normwright.report import figures, laboratory, page, records, terminal
 from normwright.report.records import Record
 from normwright.report.words import Language, Say
+from normwright.report.writable import check_folder
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,7 @@ def tell(results: Path, out: Path, *, language: Language, console: Console) -> N
 def _claim(out: Path) -> None:
     """Make the folder and see that it can be written, before a minute is spent."""
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=out):
-        pass
+    check_folder(out)
 
 
 def _measure(

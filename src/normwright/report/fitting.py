@@ -1,6 +1,7 @@
-"""Tables in the width that there is: heads go over several lines, then columns below each other; no word is cut."""
+"""Tables in the width that there is: heads and dotted names go over lines, then columns below each other."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from math import ceil
 from typing import NamedTuple
@@ -11,6 +12,10 @@ from normwright.report.document import Table
 
 BETWEEN, EDGES = 3, 1  # columns that a box takes for each of the table's, and once
 UNBROKEN = 20  # a cell up to here stays in one line; a longer one has as much room at least
+SHORT = 12  # a dotted name up to here stays in one piece: `layer1.0.bn1`
+DOTTED = re.compile(r"(?=.*\b[^\W\d])\w+(?:\.\w+)+")  # a name as of a layer; 0.25, 2.00x and 2.13.0 are none
+
+Least = Callable[[str], int]
 
 
 class Fitted(NamedTuple):
@@ -28,8 +33,9 @@ def fit(table: Table, width: int, *, whole: bool = False) -> list[Fitted]:
         width: columns of the terminal.
         whole: columns stay beside each other, whatever that costs: the default is False.
 
-    Returns: one part where all fit; as few as will do where not. The first has the title, the last the note. Words
-    are broken where not even one column fits beside the names.
+    Returns: one part where all fit; as few as will do where not. The first has the title, the last the note. A long
+    dotted name goes over lines at its dots. Other words are broken where not even one column fits beside the names,
+    first those of heads. Where not even one letter a column fits, lines are longer than `width`.
 
     Example:
         >>> table = Table("t", ("rank", "sent", "received"), (("0", "1", "2"),))
@@ -38,13 +44,22 @@ def fit(table: Table, width: int, *, whole: bool = False) -> list[Fitted]:
         >>> [part.table.columns for part in fit(table, 20)]
         [('rank', 'sent'), ('rank', 'received')]
     """
-    most = 1 if whole else max(1, len(table.columns) - table.names)
+    others = max(1, len(table.columns) - table.names)
+    for parts, head, cell in _ways(1 if whole else others, others):
+        found = [Fitted(part, _widths(part, width, head, cell)) for part in _cut(table, parts)]
+        if all(taken(part.widths) <= width for part in found):
+            break
+    return [Fitted(_broken(part.table, part.widths), part.widths) for part in found]
+
+
+def _ways(most: int, others: int) -> Iterator[tuple[int, Least, Least]]:
+    """Into how many parts, and what heads and cells need at least; the best first."""
     for least in (_comfortable, _longest_word):
         for parts in range(1, most + 1):
-            found = [Fitted(part, _widths(part, width, least)) for part in _cut(table, parts)]
-            if all(_taken(part.widths) <= width for part in found):
-                return found
-    return [Fitted(part, _widths(part, width, lambda cell: 1)) for part in _cut(table, most)]
+            yield parts, _whole_words, least
+    for parts in (most, others):
+        yield parts, _letter, _longest_word
+        yield parts, _letter, _letter
 
 
 def _cut(table: Table, parts: int) -> list[Table]:
@@ -68,12 +83,12 @@ def _cut(table: Table, parts: int) -> list[Table]:
     ]
 
 
-def _widths(table: Table, width: int, least: Callable[[str], int]) -> tuple[int, ...]:
+def _widths(table: Table, width: int, head: Least, cell: Least) -> tuple[int, ...]:
     """As wide as cells are; where that is too much, the widest columns give way down to what they need at least."""
     columns = list(zip(table.columns, *table.rows, strict=True))
-    widths = [max(map(cell_len, column)) for column in columns]
-    floors = [max(_longest_word(head), *map(least, cells), 1) for head, *cells in columns]
-    while _taken(widths) > width:
+    widths = [max(1, *map(cell_len, column)) for column in columns]
+    floors = [max(head(first), *map(cell, others), 1) for first, *others in columns]
+    while taken(widths) > width:
         giving = [i for i, floor in enumerate(floors) if widths[i] > floor]
         if not giving:
             break
@@ -81,13 +96,56 @@ def _widths(table: Table, width: int, least: Callable[[str], int]) -> tuple[int,
     return tuple(widths)
 
 
-def _taken(widths: Sequence[int]) -> int:
+def taken(widths: Sequence[int]) -> int:
+    """Columns of a terminal that a table with columns of these widths takes."""
     return sum(widths) + BETWEEN * len(widths) + EDGES
 
 
 def _comfortable(cell: str) -> int:
-    return max(min(cell_len(cell), UNBROKEN), _longest_word(cell))
+    return _longest_word(cell) if _is_name(cell) else max(min(cell_len(cell), UNBROKEN), _longest_word(cell))
+
+
+def _whole_words(head: str) -> int:
+    return max(map(cell_len, head.split()), default=0)
 
 
 def _longest_word(cell: str) -> int:
-    return max(map(cell_len, cell.split()), default=0)
+    return max((cell_len(piece) for word in cell.split() for piece in _pieces(word)), default=0)
+
+
+def _letter(cell: str) -> int:
+    return max(map(cell_len, cell), default=0)
+
+
+def _is_name(word: str) -> bool:
+    return cell_len(word) > SHORT and DOTTED.fullmatch(word) is not None
+
+
+def _pieces(word: str) -> list[str]:
+    """Where a word may go over lines: a long dotted name after each dot."""
+    return re.split(r"(?<=\.)", word) if _is_name(word) else [word]
+
+
+def _broken(table: Table, widths: Sequence[int]) -> Table:
+    """With dotted names over lines where they are too long for their columns."""
+
+    def over_lines(cells: Sequence[str]) -> tuple[str, ...]:
+        return tuple(map(_within, cells, widths))
+
+    return replace(table, columns=over_lines(table.columns), rows=tuple(map(over_lines, table.rows)))
+
+
+def _within(cell: str, width: int) -> str:
+    return re.sub(r"\S+", lambda word: _lines(word[0], width), cell)
+
+
+def _lines(word: str, width: int) -> str:
+    """The word, over lines of at most `width` where its pieces allow it."""
+    if cell_len(word) <= width:
+        return word
+    lines = [""]
+    for piece in _pieces(word):
+        if lines[-1] and cell_len(lines[-1] + piece) > width:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(lines)

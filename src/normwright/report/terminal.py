@@ -1,6 +1,6 @@
 """A report in the terminal: the bars while it is measured, the tables when it is done."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from io import StringIO
 from shutil import get_terminal_size
 from types import TracebackType
@@ -15,10 +15,10 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from normwright.report.document import Document, Notice, Outcome, Table, Tone, Verdict, outcome_words
-from normwright.report.fitting import fit
+from normwright.report.fitting import fit, taken
 from normwright.report.words import Say
 
-_WIDE = 116  # the widest table of ours
+_WIDE = 116  # of the widest table of ours; text in a file or a log has this width
 STYLES: dict[Outcome, str] = {"holds": "green", "holds partly": "yellow", "does not hold here": "red"}
 TONES: dict[Tone, str] = {"error": "red", "warning": "yellow", "note": "cyan"}
 
@@ -28,7 +28,7 @@ class Bars:
 
     def __init__(self, console: Console) -> None:
         columns = (
-            TextColumn("{task.description}", table_column=Column(ratio=3, no_wrap=True)),
+            TextColumn("{task.description}", markup=False, table_column=Column(ratio=3, no_wrap=True)),
             BarColumn(bar_width=None, table_column=Column(ratio=1)),
             TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(),
@@ -100,18 +100,19 @@ def show_notices(headline: str, about: str, notices: Iterable[Notice], console: 
 
 
 def as_text(headline: str, about: str, notices: Iterable[Notice]) -> str:
-    """What `show_notices` prints, without colours, as wide as the terminal is."""
-    written = StringIO()
-    show_notices(headline, about, notices, Console(file=written, width=Console().width, color_system=None))
-    return written.getvalue().strip("\n")
+    """What `show_notices` prints, without colours, as wide as `table_as_text`."""
+    return _as_text(lambda console: show_notices(headline, about, notices, console))
 
 
-def table_as_text(table: Table, width: int | None = None) -> str:
-    """The table, without colours; None is as wide as the terminal is, and `_WIDE` where there is none."""
-    if width is None:
-        width = min(_WIDE, get_terminal_size((_WIDE, 0)).columns)
+def table_as_text(table: Table) -> str:
+    """The table, without colours, as wide as the terminal is: at most `_WIDE`, and that where there is none."""
+    return _as_text(lambda console: put(table, console))
+
+
+def _as_text(show: Callable[[Console], None]) -> str:
     written = StringIO()
-    put(table, Console(file=written, width=width, color_system=None))
+    width = min(_WIDE, get_terminal_size((_WIDE, 0)).columns)
+    show(Console(file=written, width=width, color_system=None))
     return "\n".join(line.rstrip() for line in written.getvalue().splitlines()).strip("\n")
 
 
@@ -125,13 +126,14 @@ def put(table: Table, console: Console, *, numbers: bool = True) -> None:
             caption=Text(part.note) if part.note else None,
             caption_justify="left",
             header_style="bold",
+            width=taken(widths),  # else rich leaves out columns where the terminal is too narrow
         )
         for number, (column, width) in enumerate(zip(part.columns, widths, strict=True)):
             right = numbers and number >= part.names
-            rich.add_column(column, justify="right" if right else "left", width=width, overflow="fold")
+            rich.add_column(Text(column), justify="right" if right else "left", width=width, overflow="fold")
         for row in part.rows:
             rich.add_row(*(Text(cell) for cell in row))
-        console.print(rich)
+        console.print(rich, crop=False)
 
 
 def _verdict(verdict: Verdict, say: Say) -> Padding:

@@ -17,10 +17,10 @@ SHOWN = 10  # cells at either end
 
 
 class Change(NamedTuple):
-    """How one of our times changed, as b's over a's: above 1, b is slower.
+    """How one of our times changed, NEW's over OLD's: above 1, NEW is slower.
 
     Attributes:
-        cell: of b.
+        cell: of NEW.
         what, allocator: which time.
         time: as it was measured.
         floor, torch: each run's time over its own floor, and over its own torch; None where that is missing.
@@ -42,21 +42,21 @@ class Change(NamedTuple):
         return max(found) if max(found) < 1 else 1.0
 
 
-def changes(a: Sequence[Record], b: Sequence[Record]) -> list[Change]:
+def changes(old: Sequence[Record], new: Sequence[Record]) -> list[Change]:
     """Of all times of ours that both runs have."""
-    before = {(cell.name, cell.threads): cell for cell in cells(a)}
+    before = {(cell.name, cell.threads): cell for cell in cells(old)}
     found = []
-    for cell in cells(b):
-        old = before.get((cell.name, cell.threads))
-        if old is None:
+    for cell in cells(new):
+        earlier = before.get((cell.name, cell.threads))
+        if earlier is None:
             continue
         for what, allocator, who in cell.records:
             if who != OURS:
                 continue
-            old_time, new_time = (c.seconds(what, allocator, OURS) for c in (old, cell))
+            old_time, new_time = (c.seconds(what, allocator, OURS) for c in (earlier, cell))
             if old_time and new_time:
-                floors = (c.over_floor(what, allocator) for c in (cell, old))
-                torches = (c.speed_up(what, allocator, TORCH) for c in (old, cell))
+                floors = (c.over_floor(what, allocator) for c in (cell, earlier))
+                torches = (c.speed_up(what, allocator, TORCH) for c in (earlier, cell))
                 found.append(
                     Change(cell, what, allocator, new_time / old_time, _over(*floors), _over(*torches))
                 )
@@ -64,14 +64,14 @@ def changes(a: Sequence[Record], b: Sequence[Record]) -> list[Change]:
 
 
 def document(
-    a: tuple[Sequence[Record], Mapping[str, Any]], b: tuple[Sequence[Record], Mapping[str, Any]]
+    old: tuple[Sequence[Record], Mapping[str, Any]], new: tuple[Sequence[Record], Mapping[str, Any]]
 ) -> Document:
     """What the terminal prints of two runs, each its records and what stands beside them.
 
     Raises:
         ValueError: they have no cell in common.
     """
-    found = changes(a[0], b[0])
+    found = changes(old[0], new[0])
     if not found:
         raise ValueError("expected two records with cells in common, got none.")
     means = [geometric_mean(of(c) for c in found) for of in _MEASURES.values()]
@@ -81,9 +81,9 @@ def document(
         _means(found),
         _listed("Slower in NEW", [c for c in reversed(ordered) if c.judged > 1]),
         _listed("Faster in NEW", [c for c in ordered if c.judged < 1]),
-        _differences(a[1], b[1]),
+        _differences(old[1], new[1]),
     ]
-    counts = [len({(c.name, c.threads) for c in cells(records)}) for records in (a[0], b[0])]
+    counts = [len({(c.name, c.threads) for c in cells(records)}) for records in (old[0], new[0])]
     common = len({(c.cell.name, c.cell.threads) for c in found})
     return Document(
         title="Two runs of the benchmark",
@@ -129,9 +129,9 @@ def _listed(title: str, of: Sequence[Change]) -> Table:
     return Table(title, ("cell", "threads", *_MEASURES), rows, note)
 
 
-def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Table:
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Table:
     """Of machines, versions and commands."""
-    facts = [_facts(about) for about in (a, b)]
+    facts = [_facts(about) for about in (old, new)]
     rows = tuple(
         (name, *(str(of.get(name, "-")) for of in facts))
         for name in dict.fromkeys([*facts[0], *facts[1]])

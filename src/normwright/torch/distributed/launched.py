@@ -13,14 +13,8 @@ from normwright.core.checks import ShapeError, message
 from normwright.torch.distributed.missing import named
 
 Backend = Literal["gloo", "nccl"]
-_NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _CALL = "torchrun"  # whose name errors carry
 _LATE = timedelta(minutes=2)  # for a rank to come; what is launched here takes seconds
-
-
-def is_launched() -> bool:
-    """Whether torchrun, or something that says as much, has started this process."""
-    return all(name in os.environ for name in _NEEDED)
 
 
 @contextmanager

@@ -99,11 +99,11 @@ class Pooling:
             "weighed by",
             "weights",
             "mean shift, median",
-            "largest",
-            "on rank",
+            "mean shift, largest",
+            "farthest rank",
             "var ratio, smallest",
-            "median",
-            "largest",
+            "var ratio, median",
+            "var ratio, largest",
         )
         rows = []
         for layer in self.layers:

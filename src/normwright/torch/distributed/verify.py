@@ -33,7 +33,7 @@ from normwright.torch.distributed.joined import (
 from normwright.torch.distributed.ranks import Facts, Group, Ranks
 from normwright.torch.distributed.sync_report import Distance, SyncCase, SyncReport
 from normwright.torch.modules import BatchNorm1d, BatchNorm2d
-from normwright.torch.statistics.progress import Tell, Told
+from normwright.torch.progress import Tell, Told
 
 _CALL = "normwright.torch.verify_sync"
 

@@ -164,10 +164,10 @@ class Drift:
             "layer",
             "values",
             "mean shift, median",
-            "largest",
+            "mean shift, largest",
             "var ratio, smallest",
-            "median",
-            "largest",
+            "var ratio, median",
+            "var ratio, largest",
         )
         rows = tuple((layer.title, str(layer.count), *layer.cells()) for layer in self.layers)
         return Table(self._title(), columns, rows, self._note())

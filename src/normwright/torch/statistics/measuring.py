@@ -13,12 +13,12 @@ from normwright.core import checks
 from normwright.core.population import BatchMeans, Moving, Pooled, Population, Statistics, with_prior
 from normwright.core.running import debiased
 from normwright.torch.distributed.ranks import Ranks, check_alike
+from normwright.torch.progress import Told
 from normwright.torch.statistics.dependencies import levels
 from normwright.torch.statistics.drift import Drift, LayerDrift
 from normwright.torch.statistics.feeding import Feed, Forward, check_same_number
 from normwright.torch.statistics.gathering import Found, Gathering, Part, Shown
 from normwright.torch.statistics.measured import Layer, find
-from normwright.torch.statistics.progress import Told
 from normwright.torch.statistics.wrapped import is_sharded, to_run
 from normwright.torch.statistics.writing import Writes, copy, restored_on_failure, rounded
 

@@ -9,10 +9,10 @@ from torch import nn
 
 from normwright.core import checks
 from normwright.torch.distributed.ranks import Group, Ranks
+from normwright.torch.progress import Tell, Told
 from normwright.torch.statistics.drift import Drift
 from normwright.torch.statistics.feeding import Forward, check_batches, number_of
 from normwright.torch.statistics.measuring import CALL, Measuring, Method, Order
-from normwright.torch.statistics.progress import Tell, Told
 
 
 def recalibrate(
