@@ -26,3 +26,9 @@ def assert_every_word_is_whole(table, width, **options):
     assert words, "a table without words shows nothing"
     missing = words - Counter(word for line in lines for word in line.split())
     assert not missing, "\n".join([f"cut or gone: {dict(missing)}", *lines])
+
+
+def assert_rows_have_names(table):
+    """Where a table goes on below itself, its first columns alone say which row is which."""
+    names = [row[: table.names] for row in table.rows]
+    assert len(set(names)) == len(names), [name for name, n in Counter(names).items() if n > 1]

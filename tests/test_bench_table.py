@@ -13,7 +13,7 @@ from normwright.report import terminal
 from normwright.report.fitting import fit
 from normwright.report.records import Record
 from normwright.report.words import Say
-from terminals import assert_every_word_is_whole
+from terminals import assert_every_word_is_whole, assert_rows_have_names
 
 EN, ZH = Say("en"), Say("zh")
 NUMBER = r"\d+(?:\.\d+)*"
@@ -271,6 +271,7 @@ def test_no_cell_is_cut_in_a_terminal_of_80_columns():
         document = table.document(measured, ABOUT)
         for shown in document.cards[0].tables:
             assert_every_word_is_whole(shown, 80)
+            assert_rows_have_names(shown)
         printed = io.StringIO()
         terminal.show(document, Console(file=printed, width=80), EN)
         assert max(map(len, printed.getvalue().splitlines())) <= 80

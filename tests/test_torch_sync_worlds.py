@@ -60,8 +60,10 @@ def asked_anew(rank, folder):
     layer = nw.BatchNorm1d(3, sync="world", dtype=F64)
     alone = nn.functional.batch_norm(PARTS[rank], None, None, training=True)
     joined = nn.functional.batch_norm(PARTS.flatten(0, 1), None, None, training=True).view(2, 4, 3)[rank]
+    held = []
     for k, (size, want) in enumerate(((1, alone), (2, joined), (1, alone), (1, alone))):
         begin(f"{folder}/{k}" + (f" {rank}" if size == 1 else ""), rank if size > 1 else 0, size)
+        held.append(dist.group.WORLD)  # a world that somebody still holds is another all the same
         for _ in range(2):
             same("y", layer(PARTS[rank]), want)
         dist.destroy_process_group()

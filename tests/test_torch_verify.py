@@ -16,6 +16,7 @@ from normwright.report import records
 from normwright.torch.distributed import peers, verify
 from normwright.torch.distributed.joined import SAMPLES, Case, plan
 from normwright.torch.distributed.sync_report import Distance, SyncCase, SyncReport
+from terminals import assert_every_word_is_whole, assert_rows_have_names
 
 F64, F32 = torch.float64, torch.float32
 
@@ -147,6 +148,8 @@ def test_ranks_equal_one_process_and_all_of_them_say_so(size, processes):
     )
     assert "FAILS" not in words
     assert max(map(len, words.splitlines())) <= 116
+    assert_every_word_is_whole(report.table(), 80)
+    assert_rows_have_names(report.table())
 
 
 def test_every_quantity_is_compared_and_used_a_part_of_what_is_allowed(processes):

@@ -126,7 +126,7 @@ def _listed(title: str, of: Sequence[Change]) -> Table:
         for c in of[:SHOWN]
     )
     note = f"And {len(of) - SHOWN} more." if len(of) > SHOWN else ""
-    return Table(title, ("cell", "threads", *_MEASURES), rows, note)
+    return Table(title, ("cell", "threads", *_MEASURES), rows, note, names=2)
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Table:

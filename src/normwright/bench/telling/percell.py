@@ -99,7 +99,7 @@ def beside_rivals(told: Told) -> list[Table]:
         title = say(f"{dtype} beside those who compile", f"{dtype}，与编译者相比") + threads_named(
             threads, told
         )
-        found.append(Table(title, titles, tuple(rows)))
+        found.append(Table(title, titles, tuple(rows), names=3))
     return found
 
 
@@ -130,5 +130,5 @@ def by_default(told: Told) -> list[Table]:
                 say("torch's", "torch 的"),
             )
             memory = say(f"{dtype} in {other} memory", f"{dtype}，{state(other, say)}内存")
-            found.append(Table(memory + threads_named(threads, told), titles, tuple(rows)))
+            found.append(Table(memory + threads_named(threads, told), titles, tuple(rows), names=3))
     return found

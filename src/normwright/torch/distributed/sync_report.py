@@ -151,7 +151,9 @@ class SyncReport:
             shares = {each.quantity: _share(each) for each in case.distances}
             cells = (shares.get(quantity, "-") for quantity in _COLUMNS)
             rows.append((*case.words, *cells, "NO" if case.differing else "yes"))
-        return Table("Distance from one process, as a share of what is allowed", columns, tuple(rows), _NOTE)
+        return Table(
+            "Distance from one process, as a share of what is allowed", columns, tuple(rows), _NOTE, names=4
+        )
 
     def __str__(self) -> str:
         from normwright.report.terminal import table_as_text
